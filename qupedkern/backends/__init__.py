@@ -1,0 +1,144 @@
+"""Which backend runs an op: the first in ORDER that is there and does not object; eager, the reference itself, is always last.
+
+A backend is one module with NAME, DEVICES, unavailable(), ops(), refusal(op, args), launch(op, args, outputs) and describe().
+Adding one is that file and a line in ORDER.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+import torch
+
+ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp",)}  # device type -> backends tried before eager
+EAGER = "eager"
+_ENVIRONMENT = "QUPEDKERN_BACKEND"
+
+
+class Backend(Protocol):
+    """What a module in this folder provides. Nothing is loaded before the first call that needs it."""
+
+    NAME: str
+    DEVICES: tuple[str, ...]
+
+    def unavailable(self) -> str | None: ...
+    def ops(self) -> tuple[str, ...]: ...
+    def refusal(self, op: str, args: tuple[Any, ...]) -> str | None: ...
+    def launch(self, op: str, args: tuple[Any, ...], outputs: tuple[torch.Tensor, ...]) -> None: ...
+    def describe(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What would run for one call, and why the other backends would not."""
+
+    op: str
+    backend: str
+    forced: bool = False
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        how = "forced" if self.forced else "chosen"
+        others = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
+        return f"{self.op} runs on '{self.backend}' ({how})" + (f"; {others}" if others else "")
+
+
+def names() -> tuple[str, ...]:
+    """Every backend this version knows, eager last."""
+    known = dict.fromkeys(name for order in ORDER.values() for name in order)
+    return (*known, EAGER)
+
+
+@lru_cache(maxsize=None)
+def module(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(f"qupedkern.backends.{name}"))
+
+
+def _checked(name: str | None, source: str) -> str | None:
+    if name is not None and name not in names():
+        raise ValueError(f"{source}: the backend must be one of {', '.join(names())}, got {name!r}")
+    return name
+
+
+class _Forced:
+    """The one piece of state: the backend asked for by use_backend, seen by every thread (autograd has its own)."""
+
+    name: str | None = None
+
+
+class use_backend:
+    """Force a backend for every op: `use_backend("eager")` from here on, `with use_backend("cpp"):` for a block; None picks freely.
+
+    name: "eager", "cpp" (further backends as they are added) or None. A forced backend raises RuntimeError where its kernel
+    refuses the arguments; an op without a kernel there runs eager. The environment variable QUPEDKERN_BACKEND does the
+    same for a whole process and is overruled by this.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        self._before = _Forced.name
+        _Forced.name = _checked(name, "use_backend")
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _Forced.name = self._before
+
+
+def forced() -> str | None:
+    """The backend asked for by use_backend or QUPEDKERN_BACKEND, or None."""
+    if _Forced.name is not None:
+        return _Forced.name
+    return _checked(os.environ.get(_ENVIRONMENT) or None, _ENVIRONMENT)
+
+
+def _device(args: tuple[Any, ...]) -> str:
+    return next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+
+
+def _objection(name: str, op: str, args: tuple[Any, ...], device: str) -> str | None:
+    backend = module(name)
+    if device not in backend.DEVICES:
+        return f"runs on {' and '.join(backend.DEVICES)} tensors, got {device}"
+    return backend.unavailable() or backend.refusal(op, args)
+
+
+def has_kernel(name: str, op: str) -> bool:
+    """Whether the backend has a kernel of its own for this op, on a machine where it runs."""
+    return name == EAGER or (module(name).unavailable() is None and op in module(name).ops())
+
+
+def select(op: str, args: tuple[Any, ...]) -> str:
+    """The backend for this call. Raises RuntimeError with the reason where a forced one cannot take it."""
+    device = _device(args)
+    wanted = forced()
+    if wanted is not None:
+        if wanted == EAGER:
+            return EAGER
+        missing = module(wanted).unavailable()
+        if missing is None and op not in module(wanted).ops():
+            return EAGER
+        reason = missing or _objection(wanted, op, args, device)
+        if reason is None:
+            return wanted
+        raise RuntimeError(f"{op}: backend {wanted!r} was requested but cannot run: {reason}; use_backend(None) picks one")
+    for name in ORDER.get(device, ()):
+        if has_kernel(name, op) and _objection(name, op, args, device) is None:
+            return name
+    return EAGER
+
+
+def why_not(name: str, op: str, args: tuple[Any, ...]) -> str | None:
+    """Why this backend would not run this call; None where it could."""
+    if name == EAGER:
+        return None
+    missing = module(name).unavailable()
+    if missing is None and op not in module(name).ops():
+        return "has no kernel for this op"
+    return missing or _objection(name, op, args, _device(args))

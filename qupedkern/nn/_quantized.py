@@ -1,0 +1,168 @@
+"""What every trainable quantized layer shares: a float weight, its centers, and the choice of which weight multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qupedkern.ops import assign, dequantize, hard_quantize, init_centers, soft_quantize, unpack_codes
+
+MODES = ("float", "soft", "hard")
+DEFAULT_SHARPNESS = 10.0  # in 1/gap: 8 to 16 trained alike, 4 and 32 lost one to three points at 1 bit
+
+
+@dataclass(frozen=True)
+class WeightMode:
+    """Which weight a layer multiplies with: x ("float"), S_c(x) ("soft") or Q_c(x) ("hard")."""
+
+    name: str = "float"
+    sharpness: float = DEFAULT_SHARPNESS  # soft: p, in 1/gap of each row
+    P: float | None = None  # soft: absolute, in 1/unit of x; takes the place of sharpness
+    straight_through: bool = False  # hard: the weight's gradient passes through the quantizer
+
+    def __post_init__(self) -> None:
+        if self.name not in MODES:
+            raise ValueError(f"mode: the mode must be one of {', '.join(MODES)}, got {self.name!r}")
+        for key, value in (("sharpness", self.sharpness), ("P", self.P)):
+            if value is not None and not value > 0:
+                raise ValueError(f"mode: {key} must be positive, got {value}")
+
+
+def row_gaps(centers: Tensor) -> Tensor:
+    """(c_m - c_1) / (m - 1) of each row, [G], detached: the mean distance of neighbouring centers."""
+    rows = centers.detach().reshape(-1, centers.shape[-1])
+    return (rows[:, -1] - rows[:, 0]) / (rows.shape[1] - 1)
+
+
+def absolute_sharpness(centers: Tensor, sharpness: float) -> Tensor:
+    """P = p / gap of each row, [G]; a row whose centers are all equal is constant for any P and gets 1."""
+    gaps = row_gaps(centers)
+    return torch.where(gaps > 0, sharpness / gaps, torch.ones_like(gaps))
+
+
+class QuantizedLayer(nn.Module):
+    """Mixin of the Quant* layers: `weight` (float), `centers` [m] or [G, m], and a mode that train() and eval() never change."""
+
+    weight: nn.Parameter
+    centers: nn.Parameter
+    weight_mode: WeightMode
+
+    def _init_quantizer(self, levels: int, num_groups: int, init: str | None) -> None:
+        """Give the layer its centers; init=None leaves them zero, to be loaded."""
+        self.weight_mode = WeightMode()
+        weight = self.weight.detach()
+        if init is None:
+            centers = weight.new_zeros((levels,) if num_groups == 1 else (num_groups, levels))
+        else:
+            centers = init_centers(weight, levels, num_groups, method=init).to(weight.dtype)
+        self.centers = nn.Parameter(centers)
+
+    @property
+    def levels(self) -> int:
+        """m, the number of centers a row."""
+        return int(self.centers.shape[-1])
+
+    @property
+    def bits(self) -> int:
+        """Bits a packed weight takes, ceil(log2 m)."""
+        return (self.levels - 1).bit_length()
+
+    @property
+    def num_groups(self) -> int:
+        """G, the number of rows of centers."""
+        return 1 if self.centers.dim() == 1 else int(self.centers.shape[0])
+
+    def codes(self) -> Tensor:
+        """uint8 codes shaped like weight."""
+        return assign(self.weight, self.centers)
+
+    def active_weight(self) -> Tensor:
+        """The weight the layer multiplies with in its present mode, differentiable as the mode allows."""
+        mode = self.weight_mode
+        if mode.name == "float":
+            return self.weight
+        if mode.name == "hard":
+            return hard_quantize(self.weight, self.centers, mode.straight_through)
+        sharpness = absolute_sharpness(self.centers, mode.sharpness) if mode.P is None else mode.P
+        return soft_quantize(self.weight, self.centers, sharpness)
+
+    def _quantizer_repr(self) -> str:
+        return f"levels={self.levels}, groups={self.num_groups}, mode={self.weight_mode.name}"
+
+
+class PackedLayer(nn.Module):
+    """Mixin of the Packed* layers: codes as a bit stream and one row of centers per group; no float weight is stored."""
+
+    packed: Tensor
+    centers: nn.Parameter
+    bits: int
+    weight_shape: tuple[int, ...]
+
+    def _init_packed(self, packed: Tensor, centers: Tensor, weight_shape: tuple[int, ...]) -> None:
+        self.register_buffer("packed", packed)
+        self.centers = nn.Parameter(centers.detach().clone())
+        self.bits = (centers.shape[-1] - 1).bit_length()
+        self.weight_shape = tuple(weight_shape)
+
+    @property
+    def levels(self) -> int:
+        """m, the number of centers a row."""
+        return int(self.centers.shape[-1])
+
+    @property
+    def num_groups(self) -> int:
+        """G, the number of rows of centers."""
+        return 1 if self.centers.dim() == 1 else int(self.centers.shape[0])
+
+    def codes(self) -> Tensor:
+        """uint8 codes shaped like the weight."""
+        return unpack_codes(self.packed, self.bits, self.weight_shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, dequantized anew at each access; differentiable in the centers."""
+        return dequantize(self.codes(), self.centers)
+
+    def _quantizer_repr(self) -> str:
+        return f"levels={self.levels}, groups={self.num_groups}, bits={self.bits}"
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """Trainable quantized layers by name, each once."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
+    """Packed layers by name, each once."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLayer)}
+
+
+@contextmanager
+def mode(model: nn.Module, name: str, **options: Any) -> Iterator[nn.Module]:
+    """Let every Quant* layer multiply with x ("float"), S_c(x) ("soft") or Q_c(x) ("hard") inside a with block.
+
+    sharpness: soft only, p in 1/gap of each row (default 10); P: soft only, absolute, in 1/unit of x, instead of it;
+    straight_through: hard only, pass the weight's gradient through the quantizer.
+    The modes the layers had come back at the end, also after an error. Packed layers are always "hard". Raises ValueError
+    for an unknown mode or a model without quantized layers.
+    """
+    unknown = set(options) - {"sharpness", "P", "straight_through"}
+    if unknown:
+        raise TypeError(f"mode: options are sharpness, P and straight_through, got {', '.join(sorted(unknown))}")
+    chosen = WeightMode(name, **options)
+    layers = list(quantized_layers(model).values())
+    if not layers and not (name == "hard" and packed_layers(model)):
+        raise ValueError(f"mode: the model has no layer that can be in mode {name!r}; call quantize_ on it first")
+    before = [layer.weight_mode for layer in layers]
+    for layer in layers:
+        layer.weight_mode = chosen
+    try:
+        yield model
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.weight_mode = old

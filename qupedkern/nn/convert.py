@@ -1,0 +1,192 @@
+"""quantize_, pack_ and unpack_: swap the layers of a model in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from qupedkern.ops import pack_codes
+
+from ._quantized import PackedLayer, QuantizedLayer, packed_layers, quantized_layers
+from .conv import PackedConv2d, QuantConv2d
+from .linear import PackedLinear, QuantLinear
+
+QUANTIZERS: dict[type[nn.Module], Any] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
+INITS = ("kmeans", "linspace", "quantile", "signed_mean")
+Rule = Callable[[str, nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What quantize_ did: names of the layers it quantized, and why each other layer with a weight matrix was left alone."""
+
+    quantized: tuple[str, ...]
+    left: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"quantized {len(self.quantized)} layers: {', '.join(self.quantized)}"]
+        lines += [f"left {name}: {reason}" for name, reason in self.left.items()]
+        return "\n".join(lines)
+
+
+def _levels(op: str, bits: int | None, levels: int | None) -> int:
+    if bits is not None and levels is not None:
+        raise ValueError(f"{op}: give bits or levels, not both (got bits={bits}, levels={levels})")
+    if levels is None:
+        bits = 2 if bits is None else bits
+        if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+            raise ValueError(f"{op}: bits must be an integer from 1 to 8, got {bits!r}")
+        return 1 << bits
+    if isinstance(levels, bool) or not isinstance(levels, int) or not 2 <= levels <= 256:
+        raise ValueError(f"{op}: levels must be an integer from 2 to 256, got {levels!r}")
+    return levels
+
+
+def _num_groups(name: str, weight: torch.Tensor, groups: str | int) -> int:
+    """Rows of centers for one weight: "tensor" 1, "channel" its output channels, an int the length of a block."""
+    if groups == "tensor":
+        return 1
+    if groups == "channel":
+        return int(weight.shape[0])
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        raise ValueError(f"quantize_: groups must be 'tensor', 'channel' or a block length, got {groups!r}")
+    row = weight[0].numel()
+    if row % groups:
+        raise ValueError(f"quantize_: a block of {groups} weights must divide the {row} weights of an output of {name}")
+    return weight.numel() // groups
+
+
+def _default_rule(model: nn.Module) -> Rule:
+    """All but the first convolution and the last linear layer."""
+    layers = [(name, module) for name, module in model.named_modules() if type(module) in QUANTIZERS]
+    convolutions = [name for name, module in layers if isinstance(module, nn.Conv2d)]
+    linears = [name for name, module in layers if isinstance(module, nn.Linear)]
+    kept = {*convolutions[:1], *linears[-1:]}
+    return lambda name, module: name not in kept
+
+
+def _unsuited(name: str, module: nn.Module, chosen: bool) -> str | None:
+    """Why a layer with a weight matrix stays as it is; None where it can be quantized."""
+    if isinstance(module, QuantizedLayer):
+        return "already quantized"
+    if type(module) not in QUANTIZERS:
+        known = " and ".join(f"nn.{kind.__name__}" for kind in QUANTIZERS)
+        return f"{type(module).__name__} is not one of {known}"
+    if not name:
+        return "it is the model itself; wrap it, for example in nn.Sequential"
+    if not chosen:
+        return "the rule leaves it in float"
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    if weight.device.type == "meta" or not weight.is_floating_point():
+        return f"its weight is {weight.dtype} on {weight.device}"
+    if not bool(weight.isfinite().all()):
+        return "its weight is not finite"
+    return None
+
+
+def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Swap modules wherever they are used; a module used twice is swapped for one and the same module."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replacements:
+                parent._modules[name] = replacements[child]
+
+
+def quantize_(
+    model: nn.Module,
+    bits: int | None = None,
+    levels: int | None = None,
+    groups: str | int = "tensor",
+    init: str = "kmeans",
+    rule: Rule | None = None,
+    overrides: Mapping[str, int] | None = None,
+) -> Conversion:
+    """Replace nn.Linear and nn.Conv2d by QuantLinear and QuantConv2d, in place; weights keep their values, mode is "float".
+
+    bits: 1..8 (default 2), or levels: 2..256 (3 for ternary).  groups: one row of centers per "tensor", per output
+    "channel", or per block of that many weights (must divide weight[0].numel()).  init: "kmeans" (exact), "linspace",
+    "quantile" or "signed_mean" (2 levels).  rule(name, module) -> bool: which layers; default all but the first
+    convolution and the last linear.  overrides: exact module name -> bits, quantized whatever the rule says.
+    Parameters stay the same objects: tied weights stay tied and optimizers stay valid. Create optimizers after this call
+    all the same, for the new centers. Returns a Conversion that names what was quantized and why the rest was not.
+    Raises ValueError, before anything is changed, for bad arguments, an unknown name in overrides or an uneven block.
+    """
+    default_levels = _levels("quantize_", bits, levels)
+    overrides = dict(overrides or {})
+    special = {name: _levels("quantize_", value, None) for name, value in overrides.items()}
+    if init not in INITS:
+        raise ValueError(f"quantize_: init must be one of {', '.join(INITS)}, got {init!r}")
+    modules = dict(model.named_modules())
+    for name in special:
+        if name not in modules or type(modules[name]) not in QUANTIZERS:
+            raise ValueError(f"quantize_: overrides names {name!r}, which is no nn.Linear or nn.Conv2d of the model")
+    rule = rule or _default_rule(model)
+
+    replacements: dict[nn.Module, nn.Module] = {}
+    quantized, left = [], {}
+    for name, module in modules.items():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or isinstance(module, PackedLayer):
+            continue
+        reason = _unsuited(name, module, name in special or bool(rule(name, module)))
+        if reason is not None:
+            left[name or type(module).__name__] = reason
+            continue
+        count = special.get(name, default_levels)
+        if init == "signed_mean" and count != 2:
+            raise ValueError(f"quantize_: init 'signed_mean' gives 2 levels, got {count} for {name}")
+        convert = QUANTIZERS[type(module)].from_float
+        replacements[module] = convert(module, levels=count, num_groups=_num_groups(name, weight, groups), init=init)
+        quantized.append(name)
+    _replace(model, replacements)
+    return Conversion(tuple(quantized), left)
+
+
+def pack_layer(layer: QuantizedLayer) -> PackedLayer:
+    """The packed form of one Quant* layer, equal to its mode "hard" to the bit."""
+    centers = layer.centers.detach().to(layer.weight.dtype)
+    with torch.no_grad():
+        packed = pack_codes(layer.codes(), layer.bits)
+    bias = layer.bias
+    assert bias is None or isinstance(bias, torch.Tensor)
+    if isinstance(layer, QuantLinear):
+        new: PackedLayer = PackedLinear(layer.in_features, layer.out_features, packed, centers, bias)
+    elif isinstance(layer, QuantConv2d):
+        new = PackedConv2d(PackedConv2d.arguments_of(layer), packed, centers, bias)
+    else:
+        raise TypeError(f"pack_: there is no packed form of {type(layer).__name__}")
+    return new.train(layer.training)
+
+
+def pack_(model: nn.Module) -> nn.Module:
+    """Replace every Quant* layer by its packed form, in place: codes at `bits` bits a weight and the centers.
+
+    Outputs equal mode "hard" to the bit. Returns the model. Raises ValueError where the model has no Quant* layer, or a
+    weight is not finite; the model is then as it was.
+    """
+    layers = quantized_layers(model)
+    if not layers:
+        raise ValueError("pack_: the model has no quantized layers to pack; call quantize_ on it first")
+    if "" in layers:
+        raise ValueError("pack_: the model is itself a quantized layer; wrap it, for example in nn.Sequential")
+    for name, layer in layers.items():
+        if not bool(layer.weight.isfinite().all()) or not bool(layer.centers.isfinite().all()):
+            raise ValueError(f"pack_: the weight and centers of {name} must be finite, got a NaN or an infinity")
+    _replace(model, {layer: pack_layer(layer) for layer in layers.values()})
+    return model
+
+
+def unpack_(model: nn.Module) -> nn.Module:
+    """Replace every packed layer by the plain torch layer with the quantized values, in place (for export). Returns the model."""
+    layers = packed_layers(model)
+    if not layers:
+        raise ValueError("unpack_: the model has no packed layers; call pack_ on it first")
+    if "" in layers:
+        raise ValueError("unpack_: the model is itself a packed layer; wrap it, for example in nn.Sequential")
+    _replace(model, {layer: layer.to_float() for layer in layers.values()})  # type: ignore[operator]
+    return model

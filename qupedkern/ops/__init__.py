@@ -1,0 +1,14 @@
+"""The public ops. OPS[name] has what lies behind each: schema, reference, allocate, prepare."""
+
+from ._define import OPS as OPS
+from .assign import assign as assign
+from .dequantize import dequantize as dequantize
+from .distance import distance as distance
+from .distillation_loss import distillation_loss as distillation_loss
+from .hard_quantize import hard_quantize as hard_quantize
+from .init_centers import init_centers as init_centers
+from .pack_codes import pack_codes as pack_codes
+from .prox_centers import prox_centers as prox_centers
+from .prox_weights import prox_weights as prox_weights
+from .soft_quantize import soft_quantize as soft_quantize
+from .unpack_codes import unpack_codes as unpack_codes

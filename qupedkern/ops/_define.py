@@ -1,0 +1,143 @@
+"""define_op: one schema, one allocator and one reference become a torch op; the backend is chosen inside it, at run time.
+
+To autograd, fake tensors, torch.compile and torch.export the op is one opaque node `torch.ops.qupedkern.<name>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qupedkern.backends import EAGER, module, select
+
+_LIBRARY = torch.library.Library("qupedkern", "DEF")
+
+
+@dataclass(frozen=True)
+class Op:
+    """All that is known of one op. `reference` is the formula, written once, and the eager backend.
+
+    prepare: public arguments -> op arguments, with every check; allocate: op arguments -> empty outputs (also the fake kernel).
+    """
+
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    allocate: Callable[..., Any]
+    prepare: Callable[..., tuple[Any, ...]]
+
+
+OPS: dict[str, Op] = {}
+
+
+class output_hook:
+    """Tests poison outputs here: `output_hook.fill` sees each freshly allocated output before a kernel writes it."""
+
+    fill: Callable[[Tensor], None] | None = None
+
+
+def _run(op: Op, args: tuple[Any, ...]) -> Any:
+    args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+    name = select(op.name, args)
+    if name == EAGER:
+        return op.reference(*args)
+    outputs = op.allocate(*args)
+    written = outputs if isinstance(outputs, tuple) else (outputs,)
+    if output_hook.fill is not None:
+        for output in written:
+            output_hook.fill(output)
+    module(name).launch(op.name, args, written)
+    return outputs
+
+
+def define_op(
+    schema: str, *, allocate: Callable[..., Any], prepare: Callable[..., tuple[Any, ...]] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: register `torch.ops.qupedkern.<name>` with the decorated function as its reference.
+
+    allocate gets the op's arguments and returns its outputs, empty and contiguous, for real and fake tensors alike.
+    """
+    name = schema.split("(", 1)[0]
+
+    def register(reference: Callable[..., Any]) -> Callable[..., Any]:
+        op = Op(name, schema, reference, allocate, prepare or (lambda *args: args))
+        OPS[name] = op
+        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, lambda *args: _run(op, args), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"qupedkern::{name}", allocate, lib=_LIBRARY)
+        return reference
+
+    return register
+
+
+def differentiable(name: str, wrt: tuple[str, ...]) -> None:
+    """Tie <name> to <name>_backward(grad, *arguments of <name>) -> one gradient per argument in wrt."""
+    names = [a.name for a in getattr(torch.ops.qupedkern, name).default._schema.arguments]
+    positions = [names.index(argument) for argument in wrt]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = [a for a in inputs if isinstance(a, Tensor)]
+        ctx.save_for_backward(*tensors)
+        ctx.plain = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved) if plain is None else plain[0] for plain in ctx.plain]
+        gradients = getattr(torch.ops.qupedkern, f"{name}_backward")(grad, *inputs)
+        if isinstance(gradients, Tensor):
+            gradients = (gradients,)
+        result: list[Tensor | None] = [None] * len(inputs)
+        for position, gradient in zip(positions, gradients, strict=True):
+            if ctx.needs_input_grad[position]:
+                result[position] = gradient
+        return tuple(result)
+
+    torch.library.register_autograd(f"qupedkern::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def not_differentiable(name: str, reason: str) -> None:
+    """Asking for a gradient of this op raises a sentence instead of giving none in silence."""
+
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(f"{name}: {reason}")
+
+    torch.library.register_autograd(f"qupedkern::{name}", backward, lib=_LIBRARY)
+
+
+def vmap_over_rows(name: str, *, elementwise: tuple[str, ...], per_row: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Let torch.vmap fold its dimension into the rows: K models' weights become K (or K * G) runs with a row of centers each.
+
+    elementwise: arguments shaped like x; per_row: "centers" ([m] or [G, m]) and strengths ([1] or [G]); outputs: "x" or "centers" each.
+    """
+    names = [a.name for a in getattr(torch.ops.qupedkern, name).default._schema.arguments]
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+
+        def batched(position: int) -> Tensor:  # [size, ...]
+            value, dim = args[position], in_dims[position]
+            return value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+
+        centers = batched(names.index("centers"))
+        groups = 1 if centers.dim() == 2 else centers.shape[1]
+        folded = list(args)
+        for position, argument in enumerate(names):
+            if argument in elementwise:
+                folded[position] = batched(position)
+            elif argument == "centers":
+                folded[position] = centers.reshape(size * groups, centers.shape[-1])
+            elif argument in per_row:
+                folded[position] = batched(position).expand(size, groups).reshape(size * groups)
+        result = getattr(torch.ops.qupedkern, name)(*folded)
+        single = isinstance(result, Tensor)
+        shaped = tuple(
+            value if kind == "x" else value.reshape(centers.shape)
+            for value, kind in zip((result,) if single else result, outputs, strict=True)
+        )
+        return (shaped[0], 0) if single else (shaped, (0,) * len(shaped))
+
+    torch.library.register_vmap(f"qupedkern::{name}", rule, lib=_LIBRARY)

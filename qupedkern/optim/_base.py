@@ -1,0 +1,317 @@
+"""What every optimizer of quantized weights shares: an inner torch optimizer, the centers' step, the freeze, the state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qupedkern.nn import QuantizedLayer, mode, quantized_layers, row_gaps
+from qupedkern.ops import assign, dequantize, prox_centers
+
+from .schedules import Schedule, freeze_step, value_at
+
+Closure = Callable[[], Tensor]
+_OWN_STATE = "quped"
+
+
+@dataclass
+class Codebook:
+    """One quantized weight and its centers, as the optimizers see them."""
+
+    name: str
+    layer: QuantizedLayer
+    group: dict[str, Any]  # the inner optimizer's group that holds the weight
+    codes: Tensor | None = None  # uint8, set at the freeze
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.layer.weight
+
+    @property
+    def centers(self) -> nn.Parameter:
+        return self.layer.centers
+
+    @property
+    def rate(self) -> float:
+        """eta_1, the inner optimizer's present rate for this weight."""
+        return float(self.group["lr"])
+
+    @property
+    def initial_rate(self) -> float:
+        return float(self.group.get("initial_lr", self.group["_quped_initial_lr"]))
+
+    @property
+    def members_per_center(self) -> float:
+        """n / m: weights a center has on average."""
+        return self.weight.numel() / self.centers.numel()
+
+    def half_gaps(self) -> Tensor:
+        """Half the mean distance of neighbouring centers of each row, [G]: the way of an untrained weight to its center."""
+        return 0.5 * row_gaps(self.centers)
+
+
+def _running_statistics(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if getattr(m, "track_running_stats", False) and hasattr(m, "running_mean")]
+
+
+@contextmanager
+def without_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm normalises by the batch but leaves its running statistics alone: they belong to the weights that ship."""
+    layers = _running_statistics(model)
+    for layer in layers:
+        layer.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True  # type: ignore[assignment]
+
+
+class QuantizedOptimizer(torch.optim.Optimizer):
+    """Base: subclasses implement _train_step. Its param_groups and state are the inner optimizer's own."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        freeze_at: float | None,
+        center_lr: Schedule,
+        eta_2: Schedule | None,
+        center_clip: float,
+        finetune_rate: float,
+    ) -> None:
+        self._name = type(self).__name__
+        self._check_options(optimizer, total_steps, freeze_at, center_clip, finetune_rate)
+        self.model, self.inner = model, optimizer
+        self.total_steps, self.freeze_step = total_steps, freeze_step(freeze_at, total_steps)
+        self.center_lr, self.eta_2, self.center_clip, self.finetune_rate = center_lr, eta_2, center_clip, finetune_rate
+        self.codebooks = self._claim(model, optimizer)
+        super().__init__(optimizer.param_groups, optimizer.defaults)
+        self._share_state()
+        self.steps_done = 0
+        self.evaluations = 0  # gradient evaluations so far
+        self.frozen = False
+        self.last: dict[str, float] = {}  # every loss of the latest step by the mode it was taken in
+
+    def _check_options(
+        self, optimizer: Any, total_steps: Any, freeze_at: Any, center_clip: float, finetune_rate: float
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, QuantizedOptimizer):
+            raise TypeError(f"{self._name}: optimizer must be a plain torch optimizer, got {type(optimizer).__name__}")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError(f"{self._name}: LBFGS evaluates by itself and cannot be the inner optimizer; use SGD or Adam")
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise ValueError(f"{self._name}: total_steps must be a positive integer, got {total_steps!r}")
+        if freeze_at is not None and not 0 <= freeze_at <= 1:
+            raise ValueError(f"{self._name}: freeze_at must be None or a share of the steps in [0, 1], got {freeze_at}")
+        if not center_clip > 0 or not finetune_rate > 0:
+            raise ValueError(
+                f"{self._name}: center_clip and finetune_rate must be positive, got {center_clip} and {finetune_rate}"
+            )
+
+    def _claim(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Codebook]:
+        """One codebook per distinct weight; its centers leave the inner optimizer, where momentum and decay would move them."""
+        layers = quantized_layers(model)
+        if not layers:
+            raise ValueError(f"{self._name}: the model has no quantized layers; call quantize_ on it first")
+        holder = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        codebooks: dict[int, Codebook] = {}
+        for name, layer in layers.items():
+            if id(layer.weight) not in holder:
+                raise ValueError(f"{self._name}: the optimizer must hold {name}.weight; pass it model.parameters()")
+            known = codebooks.get(id(layer.weight))
+            if known is not None and known.centers is not layer.centers:
+                raise ValueError(f"{self._name}: {known.name} and {name} share a weight but not its centers")
+            codebooks.setdefault(id(layer.weight), Codebook(name, layer, holder[id(layer.weight)]))
+        centers = {id(book.centers) for book in codebooks.values()}
+        if len(centers) != len(codebooks):
+            raise ValueError(f"{self._name}: two weights share one centers parameter; give each its own")
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in centers]
+            group.setdefault("_quped_initial_lr", float(group["lr"]))
+        for center in [p for p in optimizer.state if id(p) in centers]:
+            del optimizer.state[center]
+        return list(codebooks.values())
+
+    def _share_state(self) -> None:
+        """The inner optimizer's groups and state, seen under this name: schedulers and state dicts work on either."""
+        self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
+        holder = {id(p): group for group in self.param_groups for p in group["params"]}
+        for book in self.codebooks:
+            book.group = holder[id(book.weight)]
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Closure | None = None, grad_scaler: Any = None) -> Tensor:  # type: ignore[override]
+        """Run the evaluations of one step, their backward passes and every update; returns f(x), detached.
+
+        closure: no arguments, returns the loss as a scalar tensor; called once per evaluation, each under the weights that
+        evaluation needs; it must not call backward.  grad_scaler: a torch.amp.GradScaler; a step whose gradients overflow
+        changes neither weights nor centers.
+        """
+        if not callable(closure):
+            raise TypeError(f"{self._name}.step: a closure that returns the loss is needed, got {closure!r}")
+        if not self.frozen and self.steps_done >= self.freeze_step:
+            self.freeze()
+        self.last = {}
+        loss = self._frozen_step(closure, grad_scaler) if self.frozen else self._train_step(closure, grad_scaler)
+        self.steps_done += 1
+        return loss
+
+    def _train_step(self, closure: Closure, scaler: Any) -> Tensor:
+        raise NotImplementedError(f"{self._name} must say what a step before the freeze does")
+
+    def _clear(self) -> None:
+        self.inner.zero_grad(set_to_none=True)
+        for book in self.codebooks:
+            book.centers.grad = None
+
+    def _evaluate(self, closure: Closure, scaler: Any, key: str, statistics: bool, **options: Any) -> Tensor:
+        """One forward and backward under a mode; gradients add to what is there. Returns the loss, detached."""
+        with mode(self.model, key, **options), torch.enable_grad():
+            if statistics:
+                loss = closure()
+            else:
+                with without_statistics(self.model):
+                    loss = closure()
+            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                raise ValueError(f"{self._name}.step: the closure must return a differentiable scalar loss, got {loss!r}")
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        self.evaluations += 1
+        loss = loss.detach()
+        self.last[key] = float(loss)
+        return loss
+
+    def _inner_step(self, scaler: Any, *, center_gradients: bool = True) -> bool:
+        """The inner optimizer's step, at the fine-tuning rate once frozen; False where an overflow made it void."""
+        factor = self.finetune_rate if self.frozen else 1.0
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = group["lr"] * factor
+        try:
+            if scaler is None:
+                self.inner.step()
+                return True
+            scaler.unscale_(self.inner)
+            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+            centers = [b.centers.grad for b in self.codebooks if center_gradients and b.centers.grad is not None]
+            for gradient in centers:
+                gradient.div_(scaler.get_scale())
+            finite = all(bool(g.isfinite().all()) for g in [*gradients, *centers])
+            if finite:
+                scaler.step(self.inner)
+            scaler.update()
+            return finite
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _center_rate(self, book: Codebook) -> float:
+        """eta_2: absolute where given, else center_lr * eta_1 * m / n."""
+        if self.eta_2 is not None:
+            return value_at(self.eta_2, self.steps_done)
+        factor = self.finetune_rate if self.frozen else 1.0
+        return value_at(self.center_lr, self.steps_done) * book.rate * factor / book.members_per_center
+
+    def _clipped(self, gradient: Tensor | None, centers: Tensor) -> Tensor:
+        if gradient is None:
+            return torch.zeros_like(centers)
+        return gradient.clamp(-self.center_clip, self.center_clip)
+
+    @torch.no_grad()
+    def _move_centers(self, book: Codebook, strength: Tensor | float, norm: str, method: str | None) -> None:
+        """c <- prox_{strength R(x, .)}(c - eta_2 h), the cells of the old centers; method None takes no prox, only sorts."""
+        old = book.centers.detach().clone()
+        moved = old - self._center_rate(book) * self._clipped(book.centers.grad, old)
+        if method is not None:
+            moved = prox_centers(moved, book.weight, strength, norm, method, at=old)
+        book.centers.copy_(moved.sort(dim=-1).values)
+
+    # -- after the freeze -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Store the codes and put every weight on its center; from here only centers and float parameters learn."""
+        if self.frozen:
+            return
+        for book in self.codebooks:
+            book.codes = assign(book.weight, book.centers)
+            book.weight.copy_(dequantize(book.codes, book.centers))
+        self.frozen = True
+
+    def finish(self) -> None:
+        """The end of a run: freeze if the schedule has not, so that weights lie on their centers."""
+        self.freeze()
+
+    def seek(self, step: int) -> None:
+        """Continue the schedules and the freeze as if `step` steps had been done."""
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"{self._name}.seek: step must be an integer >= 0, got {step!r}")
+        self.steps_done = step
+
+    def _frozen_step(self, closure: Closure, scaler: Any) -> Tensor:
+        self._clear()
+        loss = self._evaluate(closure, scaler, "hard", statistics=True)
+        for book in self.codebooks:
+            book.weight.grad = None
+        if self._inner_step(scaler):
+            for book in self.codebooks:
+                self._follow(book)
+        return loss
+
+    @torch.no_grad()
+    def _follow(self, book: Codebook) -> None:
+        """Step the centers of frozen codes; where two cross, their codes are renamed with them. Weights move along."""
+        assert book.codes is not None
+        moved = book.centers - self._center_rate(book) * self._clipped(book.centers.grad, book.centers)
+        rows, order = moved.reshape(-1, moved.shape[-1]).sort(dim=-1, stable=True)
+        rank = order.argsort(dim=-1).to(torch.uint8)  # [G, m]: where each center went
+        by_row = book.codes.reshape(rank.shape[0], -1).long()
+        book.codes = rank.gather(1, by_row).reshape(book.codes.shape)
+        book.centers.copy_(rows.reshape(moved.shape))
+        book.weight.copy_(dequantize(book.codes, book.centers))
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the inner optimizer's parameters and of the centers; step does so by itself."""
+        self._clear()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if hasattr(self, "steps_done"):
+            raise RuntimeError(f"{self._name}: add parameter groups to the inner optimizer before wrapping it")
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"state", "param_groups"} of the inner optimizer and "quped": schedule position and, once frozen, the codes."""
+        own: dict[str, Any] = {
+            "steps_done": self.steps_done,
+            "evaluations": self.evaluations,
+            "frozen": self.frozen,
+            "codes": {b.name: b.codes for b in self.codebooks if b.codes is not None},
+        }
+        return {**self.inner.state_dict(), _OWN_STATE: own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from state_dict(); the model's own state (weights, centers) is loaded separately."""
+        if _OWN_STATE not in state_dict:
+            raise ValueError(f"{self._name}: this state dict is not one of a quantized optimizer (no {_OWN_STATE!r} entry)")
+        own = state_dict[_OWN_STATE]
+        expected = {b.name: tuple(b.weight.shape) for b in self.codebooks} if own["frozen"] else {}
+        came = {name: tuple(codes.shape) for name, codes in own["codes"].items()}
+        if expected != came:
+            raise ValueError(f"{self._name}: the state dict has codes for {came}, this model needs {expected}")
+        self.inner.load_state_dict({key: value for key, value in state_dict.items() if key != _OWN_STATE})
+        self._share_state()
+        self.steps_done, self.evaluations = own["steps_done"], own["evaluations"]
+        self.frozen = own["frozen"]
+        for book in self.codebooks:
+            codes = own["codes"].get(book.name)
+            book.codes = None if codes is None else codes.to(book.weight.device, copy=True)

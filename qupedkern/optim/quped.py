@@ -1,0 +1,130 @@
+"""QuPeD: alternating proximal updates of weights and centers over any torch optimizer (Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qupedkern.ops import prox_weights
+
+from ._base import Closure, Codebook, QuantizedOptimizer
+from .schedules import Schedule, linear_share, value_at
+
+VARIANTS = ("simultaneous", "alternating", "hard")
+CENTER_PROXES = ("counted", "exact", "authors")
+_DOSE = {"simultaneous": 0.3, "alternating": 0.3, "hard": 3.0}
+
+
+class QuPeD(QuantizedOptimizer):
+    """Minimises F(x, c) = f(x) + f(S_c(x)) + lambda R(x, c) over weights x and centers c; what ships is Q_c(x).
+
+        x <- prox_{eta_1 lambda R(., c)}(x - eta_1 g)      with any torch optimizer's step inside the prox
+        c <- prox_{eta_2 lambda R(x, .)}(c - eta_2 h)      members from the old centers; h clipped to +-center_clip
+
+    variant: "alternating"   g = grad_x f(x) + grad_x f(S_c(x)), then h = grad_c f(S_c(x)) at the new x: 3 evaluations (the paper)
+             "simultaneous"  g as above, h from the same evaluation of f(S_c(x)): 2 evaluations
+             "hard"          g = grad_x f(x), h = grad_c f(Q_c(x)): 2 evaluations (the authors' published code)
+    Other parameters (biases, norms) take the gradients that the weights take. After `freeze_at` of total_steps the weights
+    stay at Q_c(x) with fixed codes, and centers and other parameters are fine-tuned on f(Q_c(x)) at finetune_rate times the
+    rate: 1 evaluation. Batch-norm statistics are gathered in the quantized evaluations only.
+
+    Scale-free settings: sharpness p, the soft quantizer's P = p / gap with gap = (c_m - c_1) / (m - 1) of each row; dose,
+    the sum of eta_1 lambda over the unfrozen steps in half gaps at the initial rate, lambda growing linearly (default 0.3,
+    3 for "hard"; with norm "l2", which has no unit, the plain sum of eta_1 lambda); center_lr a, eta_2 = a eta_1 m / n for n
+    weights a row. Absolute ones instead: P, lam, eta_2. Each is a number or a function of the step.
+    center_prox: "counted", "exact", "authors" (for comparison) or None.
+    QuPeD, Ozkara et al. 2021 (arXiv:2107.13892), Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        variant: str = "simultaneous",
+        norm: str = "l1",
+        dose: float | None = None,
+        center_lr: Schedule = 3.0,
+        sharpness: Schedule = 10.0,
+        center_prox: str | None = "counted",
+        freeze_at: float | None = 0.8,
+        *,
+        total_steps: int,
+        lam: Schedule | None = None,
+        eta_2: Schedule | None = None,
+        P: Schedule | None = None,
+        center_clip: float = 10.0,
+        finetune_rate: float = 0.1,
+    ) -> None:
+        for name, value, choices in (("variant", variant, VARIANTS), ("norm", norm, ("l1", "l2"))):
+            if value not in choices:
+                raise ValueError(f"QuPeD: {name} must be one of {', '.join(choices)}, got {value!r}")
+        if center_prox is not None and center_prox not in CENTER_PROXES:
+            raise ValueError(f"QuPeD: center_prox must be one of {', '.join(CENTER_PROXES)} or None, got {center_prox!r}")
+        if dose is not None and (lam is not None or not dose >= 0):
+            raise ValueError(f"QuPeD: give a dose >= 0 or lam, not both, got dose={dose} and lam={lam}")
+        super().__init__(
+            model,
+            optimizer,
+            total_steps=total_steps,
+            freeze_at=freeze_at,
+            center_lr=center_lr,
+            eta_2=eta_2,
+            center_clip=center_clip,
+            finetune_rate=finetune_rate,
+        )
+        self.variant, self.norm, self.center_prox = variant, norm, center_prox
+        self.dose = _DOSE[variant] if dose is None else dose
+        self.sharpness, self.P, self.lam = sharpness, P, lam
+
+    def _lambda(self, book: Codebook) -> Tensor | float:
+        """lambda of this step: absolute, or the row's share of the dose, [G]."""
+        if self.lam is not None:
+            return value_at(self.lam, self.steps_done)
+        share = self.dose * linear_share(self.steps_done, min(self.freeze_step, self.total_steps)) / book.initial_rate
+        return share * book.half_gaps() if self.norm == "l1" else share
+
+    def _soft(self) -> dict[str, Any]:
+        if self.P is not None:
+            return {"P": value_at(self.P, self.steps_done)}
+        return {"sharpness": value_at(self.sharpness, self.steps_done)}
+
+    @torch.no_grad()
+    def _prox_weights(self) -> None:
+        for book in self.codebooks:
+            strength = book.rate * self._lambda(book)
+            book.weight.copy_(prox_weights(book.weight, book.centers, strength, self.norm))
+
+    def _prox_centers(self) -> None:
+        for book in self.codebooks:
+            strength = self._center_rate(book) * self._lambda(book)
+            self._move_centers(book, strength, self.norm, self.center_prox)
+
+    def _train_step(self, closure: Closure, scaler: Any) -> Tensor:
+        self._clear()
+        loss = self._evaluate(closure, scaler, "float", statistics=False)
+        if self.variant == "hard":
+            return self._hard_step(closure, scaler, loss)
+        together = self.variant == "simultaneous"
+        self._evaluate(closure, scaler, "soft", statistics=together, **self._soft())
+        if not self._inner_step(scaler, center_gradients=together):
+            return loss
+        self._prox_weights()
+        if not together:
+            self._clear()
+            self._evaluate(closure, None, "soft", statistics=True, **self._soft())
+        self._prox_centers()
+        return loss
+
+    def _hard_step(self, closure: Closure, scaler: Any, loss: Tensor) -> Tensor:
+        kept = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+        for p, _ in kept:
+            p.grad = None
+        self._evaluate(closure, scaler, "hard", statistics=True)
+        for p, gradient in kept:  # only the centers learn from the hard evaluation
+            p.grad = gradient
+        if self._inner_step(scaler):
+            self._prox_weights()
+            self._prox_centers()
+        return loss

@@ -1,0 +1,29 @@
+"""Schedules as plain functions of the step; every option that takes a number also takes such a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Schedule = float | Callable[[int], float]
+
+
+def value_at(schedule: Schedule, step: int) -> float:
+    """The number itself, or the function's value at this step (0-based)."""
+    return float(schedule(step) if callable(schedule) else schedule)
+
+
+def linear_share(step: int, steps: int) -> float:
+    """Share of a dose spent in this step when the rate grows linearly: 2 (k + 1) / (K (K + 1)); sums to 1 over K steps."""
+    return 2.0 * (step + 1) / (steps * (steps + 1)) if step < steps else 0.0
+
+
+def geometric(start: float, stop: float, steps: int) -> Callable[[int], float]:
+    """From start to stop by equal factors over `steps` steps, then constant: for annealing the sharpness."""
+    if not (start > 0 and stop > 0 and steps >= 1):
+        raise ValueError(f"geometric: start and stop must be positive and steps >= 1, got {start}, {stop}, {steps}")
+    return lambda step: start * (stop / start) ** min(step / max(steps - 1, 1), 1.0)
+
+
+def freeze_step(freeze_at: float | None, total_steps: int) -> int:
+    """The first step with frozen weights: freeze_at is a share of total_steps; None never freezes by itself."""
+    return total_steps + 1 if freeze_at is None else min(round(freeze_at * total_steps), total_steps)
