@@ -1,0 +1,127 @@
+// The only file that knows Python: (data_ptr, sizes, dtype code) -> TensorView, one line per kernel with the dtypes it takes.
+//
+// module.<op>(threads, *arguments in schema order, *outputs) runs without the GIL. module.KERNELS maps each op to its tensor
+// arguments, outputs last, as (name, dtype codes); the backend makes its refusals from that.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "cpu/instruction_sets.h"
+#include "kernels.h"
+#include "tensor_view.h"
+
+namespace py = pybind11;
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<qk::TensorView> {
+  PYBIND11_TYPE_CASTER(qk::TensorView, const_name("tuple[int, tuple[int, ...], int]"));
+
+  bool load(handle source, bool /*convert*/) {
+    if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 3) {
+      return false;
+    }
+    PyObject* sizes = PyTuple_GET_ITEM(source.ptr(), 1);
+    if (!PyTuple_Check(sizes)) {
+      return false;
+    }
+    value.data = PyLong_AsVoidPtr(PyTuple_GET_ITEM(source.ptr(), 0));
+    const Py_ssize_t dim = PyTuple_GET_SIZE(sizes);
+    value.sizes.resize(static_cast<size_t>(dim));
+    for (Py_ssize_t i = 0; i < dim; ++i) {
+      value.sizes[static_cast<size_t>(i)] = PyLong_AsLongLong(PyTuple_GET_ITEM(sizes, i));
+    }
+    const long code = PyLong_AsLong(PyTuple_GET_ITEM(source.ptr(), 2));
+    if (PyErr_Occurred()) {
+      PyErr_Clear();
+      return false;
+    }
+    value.dtype = static_cast<qk::Dtype>(code);
+    return code >= 0 && code < qk::kDtypes;
+  }
+};
+
+}  // namespace pybind11::detail
+
+namespace {
+
+using Dtypes = std::vector<qk::Dtype>;
+
+struct Argument {
+  const char* name;
+  Dtypes dtypes;
+};
+
+void check_dtype(const char* op, const Argument& argument, const qk::TensorView& tensor) {
+  std::string needed;
+  for (qk::Dtype dtype : argument.dtypes) {
+    if (dtype == tensor.dtype) {
+      return;
+    }
+    needed += (needed.empty() ? "" : " or ") + std::string(qk::name_of(dtype));
+  }
+  qk::fail(qk::text(op, ": ", argument.name, " must be ", needed), qk::name_of(tensor.dtype));
+}
+
+template <class T>
+void check_argument(const char*, std::vector<Argument>::const_iterator&, const T&) {}
+
+void check_argument(const char* op, std::vector<Argument>::const_iterator& argument, const qk::TensorView& tensor) {
+  check_dtype(op, *argument++, tensor);
+}
+
+// Defines module.<op> and lists it in module.KERNELS. `tensors`: its tensor arguments in order.
+template <class... Args>
+void kernel(py::module_& module, const char* op, void (*run)(int, Args...), std::vector<Argument> tensors) {
+  constexpr size_t expected = (size_t{std::is_same_v<Args, const qk::TensorView&>} + ...);
+  if (tensors.size() != expected) {
+    throw std::logic_error(qk::text(op, ": ", expected, " tensor arguments, but dtypes are stated for ", tensors.size()));
+  }
+  py::list listed;
+  for (const Argument& argument : tensors) {
+    py::list codes;
+    for (qk::Dtype dtype : argument.dtypes) {
+      codes.append(static_cast<int>(dtype));
+    }
+    listed.append(py::make_tuple(argument.name, py::tuple(codes)));
+  }
+  module.attr("KERNELS")[op] = py::tuple(listed);
+  module.def(op, [op, run, tensors = std::move(tensors)](int threads, Args... args) {
+    py::gil_scoped_release release;
+    auto argument = tensors.cbegin();
+    (check_argument(op, argument, args), ...);
+    run(threads, args...);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
+  namespace cpu = qk::cpu;
+  const Dtypes any = {qk::Dtype::float32, qk::Dtype::bfloat16, qk::Dtype::float16};
+  const Dtypes f32 = {qk::Dtype::float32};
+  const Dtypes u8 = {qk::Dtype::uint8};
+
+  module.doc() = "qupedkern's CPU kernels for one instruction set; called by qupedkern.backends.cpp.";
+  module.attr("KERNELS") = py::dict();
+  module.def("supported_instruction_sets", &cpu::supported_instruction_sets, "Those this processor and system run, widest last.");
+
+  kernel(module, "assign", &cpu::assign, {{"x", any}, {"centers", f32}, {"codes", u8}});
+  kernel(module, "dequantize", &cpu::dequantize, {{"codes", u8}, {"centers", f32}, {"out", f32}});
+  kernel(module, "dequantize_backward", &cpu::dequantize_backward, {{"grad", any}, {"codes", u8}, {"centers", f32}, {"grad_centers", f32}});
+  kernel(module, "hard_quantize", &cpu::hard_quantize, {{"x", any}, {"centers", f32}, {"out", any}});
+  kernel(module, "hard_quantize_backward", &cpu::hard_quantize_backward, {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
+  kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
+  kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});
+  kernel(module, "soft_quantize", &cpu::soft_quantize, {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
+  kernel(module, "soft_quantize_backward", &cpu::soft_quantize_backward, {{"grad", any}, {"x", any}, {"centers", f32}, {"sharpness", f32}, {"grad_x", any}, {"grad_centers", f32}});
+  kernel(module, "unpack_codes", &cpu::unpack_codes, {{"packed", u8}, {"codes", u8}});
+}

@@ -1,0 +1,54 @@
+// CodeSums: sum of g over the elements of each code, block by block, in an order fixed by the shape and m.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "chunk.h"
+#include "rows.h"
+
+namespace qk::cpu {
+
+// Up to kFewLevels codes: one masked pass a code into float32 lanes, flushed to float64 after each block. More codes: one
+// addition an element straight into its code's float64 sum.
+constexpr int kFewLevels = 16;
+
+class CodeSums {
+ public:
+  CodeSums(int levels, double* sums) : levels_(levels), sums_(sums) {}
+
+  // Padding past `valid` is never added where there are many codes, and must be zero where there are few.
+  template <int Size>
+  void add(const float* g, const int32_t* code, int valid) {
+    if (levels_ > kFewLevels) {
+      for (int i = 0; i < valid; ++i) {
+        sums_[code[i]] += static_cast<double>(g[i]);
+      }
+      return;
+    }
+    alignas(64) float term[Size];
+    for (int k = 0; k < levels_; ++k) {
+      for (int i = 0; i < Size; ++i) {
+        term[i] = code[i] == k ? g[i] : 0.0f;
+      }
+      add_to_lanes<Size>(term, lanes_ + k * kLanes);
+    }
+  }
+
+  void end_block() {
+    if (levels_ > kFewLevels) {
+      return;
+    }
+    for (int k = 0; k < levels_; ++k) {
+      sums_[k] += sum_of_lanes(lanes_ + k * kLanes);
+    }
+    std::fill_n(lanes_, levels_ * kLanes, 0.0f);
+  }
+
+ private:
+  int levels_;
+  double* sums_;
+  alignas(64) float lanes_[kFewLevels * kLanes] = {};
+};
+
+}  // namespace qk::cpu
