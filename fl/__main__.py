@@ -1,0 +1,157 @@
+"""`python -m fl run CONFIG`: a federation, and others beside it under the same budget; results are shown and kept."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fl import config as configuration
+from fl import data, report
+from fl.core import make_clients
+from fl.errors import CheckpointError, ConfigError, UserError
+from fl.federation import Federation
+from fl.result import RunResult
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+console = Console()
+
+INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+
+
+@app.callback()
+def main() -> None:
+    """Federated learning with personal quantized models."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="the run's description, a TOML file")],
+    algorithm: Annotated[Optional[str], typer.Option(help="run this algorithm alone")] = None,  # noqa: UP045
+    rounds: Annotated[Optional[int], typer.Option(help="number of rounds")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="the number that fixes every draw")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="directory for the results")] = None,  # noqa: UP045
+    data_directory: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--data", help=f"directory of data files, else {data.DATA_VARIABLE}"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a run that was killed")] = False,
+) -> None:
+    """Run CONFIG's algorithm, and beside it those it compares with."""
+    try:
+        chosen = configuration.load(config).override(algorithm=algorithm, rounds=rounds, seed=seed)
+        directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
+        federations = _federations(chosen, data_directory)
+        _check_directory(directory, federations, resume)
+        results = _run_all(federations, directory, resume)
+        _report(results, directory)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def _federations(chosen: configuration.Config, data_directory: Path | None) -> dict[str, Federation]:
+    """Each algorithm's run, over the same clients."""
+    experiment = chosen.experiment
+    dataset = data.load(chosen.data.name, data.data_directory(data_directory))
+    clients = make_clients(
+        dataset, chosen.equipment, chosen.data.classes_per_client, experiment.seed, chosen.data.fractions
+    )
+    report.print_classes(clients, dataset.num_classes, console)
+    try:
+        return {
+            name: Federation(
+                algorithm=chosen.algorithm(name),
+                clients=clients,
+                rounds=experiment.rounds,
+                sample=experiment.sample,
+                seed=experiment.seed,
+                architecture=experiment.architecture,
+                evaluations=experiment.evaluations,
+                threads=experiment.threads,
+            )
+            for name in experiment.names
+        }
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
+
+
+def _check_directory(directory: Path, federations: dict[str, Federation], resume: bool) -> None:
+    """Refuse a directory that holds anything but these runs, before one byte is written."""
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"run: {directory} must be a directory, it is a file, choose another --out")
+    entries = list(directory.iterdir()) if directory.is_dir() else []
+    if entries and not resume:
+        raise CheckpointError(f"run: {directory} is not empty, continue with --resume or choose another --out")
+    if entries and not any((entry / "run.json").is_file() for entry in entries):
+        raise CheckpointError(f"run: {directory} holds no run to resume, choose another --out")
+    for name, federation in federations.items():
+        federation.check(directory / name, resume=resume)
+
+
+def _run_all(federations: dict[str, Federation], directory: Path, resume: bool) -> list[RunResult]:
+    columns = (
+        TextColumn("{task.description:8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[accuracy]}"),
+    )
+    done = dict.fromkeys(federations, 0)
+    results = []
+    name = ""
+    try:
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+            for name, federation in federations.items():
+                task = progress.add_task(name, total=federation.rounds, accuracy="")
+
+                def on_round(rounds: int, record: dict[str, Any], name: str = name, task: Any = task) -> None:
+                    done[name] = rounds
+                    accuracy = f"mean {100 * record['accuracy_mean']:5.1f} %"
+                    progress.update(task, completed=rounds, accuracy=accuracy)
+
+                results.append(federation.run(directory / name, resume=resume, on_round=on_round))
+                progress.update(task, completed=federation.rounds)
+    except KeyboardInterrupt:
+        rounds = federations[name].rounds
+        print(
+            f"run: interrupted, {name} has {done[name]} of {rounds} rounds in {directory}; "
+            f"the same command with --resume continues it",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    return results
+
+
+def _report(results: list[RunResult], directory: Path) -> None:
+    picture = directory / "accuracy.png"
+    report.plot(results, picture)
+    report.print_clients(results, console)
+    report.print_comparison(results, console)
+    names = [result.algorithm for result in results]
+    which = names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
+    lines = [
+        ("picture", str(picture)),
+        ("models", f"{directory}/{which}/models/client_*.safetensors"),
+        ("records", f"{directory}/{which}/records.jsonl, summary.json"),
+    ]
+    for label, text in lines:
+        console.print(f"{label:8} {text}", highlight=False, soft_wrap=True, markup=False)
+    memory = _peak_memory_mib()
+    if memory is not None:
+        console.print(f"{'memory':8} {memory:.0f} MiB at its highest", highlight=False)
+
+
+def _peak_memory_mib() -> float | None:
+    """The largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+if __name__ == "__main__":
+    app()

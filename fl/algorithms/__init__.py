@@ -1,0 +1,12 @@
+"""The algorithms, one a file. To add one: a new file with a subclass of Algorithm, and one import line here."""
+
+from fl.algorithms._base import Algorithm as Algorithm
+from fl.algorithms.fedavg import FedAvg as FedAvg
+from fl.algorithms.local import Local as Local
+from fl.algorithms.quped import QuPeD as QuPeD
+
+BY_NAME: dict[str, type[Algorithm]] = {
+    value.name: value
+    for value in list(vars().values())
+    if isinstance(value, type) and issubclass(value, Algorithm) and value is not Algorithm
+}

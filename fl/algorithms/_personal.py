@@ -1,0 +1,160 @@
+"""What the personal algorithms share: a client's own quantized model, trained by qk.QuPeD, kept in a ClientState."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import qupedkern as qk
+from fl import models
+from fl.algorithms._base import FINETUNE_SHARE, Algorithm, check_training, copy_tensors, late_round, load_model
+from fl.core import Bits, Client, ClientState, Job, Update, batches
+from fl.seeds import derive_seed, torch_generator
+from fl.storage import Tensors, flatten, unflatten
+
+# Gradient evaluations of one step of qk.QuPeD, by variant; one for all once the weights are frozen, and in float.
+EVALUATIONS = {"hard": 2, "simultaneous": 2, "alternating": 3}
+FROZEN_EVALUATIONS = 1
+
+
+class FloatSGD:
+    """A torch optimizer with the face of qk.QuPeD, for clients that hold a float model: one evaluation a step.
+
+    From `freeze_at` of total_steps on the rate is a tenth, as it is where weights freeze.
+    """
+
+    def __init__(self, inner: torch.optim.SGD, freeze_at: float, total_steps: int) -> None:
+        self._inner = inner
+        self._rate = inner.param_groups[0]["lr"]
+        self._decay_step = freeze_at * total_steps
+        self._step = 0
+        self.evaluations = 0
+
+    def seek(self, step: int) -> None:
+        self._step = step
+
+    def step(self, closure: Any) -> Tensor:
+        for group in self._inner.param_groups:
+            group["lr"] = self._rate * (FINETUNE_SHARE if self._step >= self._decay_step else 1.0)
+        self._inner.zero_grad()
+        loss = closure()
+        loss.backward()
+        self._inner.step()
+        self._step += 1
+        self.evaluations += 1
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._inner.load_state_dict(state)
+
+
+Optimizer = qk.QuPeD | FloatSGD
+TakeStep = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
+
+
+def quantize_client_(model: nn.Module, bits: Bits, init: str) -> None:
+    """Quantize every layer's weights to a client's bits, in place; "float" leaves the model as it is."""
+    if bits == "ternary":
+        qk.quantize_(model, levels=3, init=init, rule=lambda *_: True)
+    elif not isinstance(bits, str):
+        qk.quantize_(model, bits=bits, init=init, rule=lambda *_: True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Personal(Algorithm):
+    """Each client trains and ships a model of its own architecture and bits, all layers quantized.
+
+    local_steps: a round's steps before the freeze, where the run sets no budget of evaluations.
+    rate, momentum, batch_size: of local SGD; momentum is kept from round to round.  variant: qk.QuPeD's.
+    freeze_at: share of the rounds after which the weights stay on their centers; the rest is fine-tuning.
+    """
+
+    local_steps: int = 10
+    rate: float = 0.05
+    momentum: float = 0.9
+    batch_size: int = 25
+    variant: str = "hard"
+    freeze_at: float = 0.8
+
+    teachers: ClassVar[int] = 0  # evaluations that a local step takes beside the personal model's own
+
+    def __post_init__(self) -> None:
+        check_training(self.name, self.local_steps, self.rate, self.momentum, self.batch_size)
+        if self.variant not in EVALUATIONS:
+            raise ValueError(f"{self.name}: variant must be one of {', '.join(EVALUATIONS)}, got {self.variant!r}")
+        if not 0 <= self.freeze_at <= 1:
+            raise ValueError(f"{self.name}: freeze_at must be between 0 and 1, got {self.freeze_at}")
+
+    def steps(self, job: Job, bits: Bits, frozen: bool) -> int:
+        """Local steps of a round: the budget over a step's evaluations, or local_steps where there is no budget."""
+        if job.evaluations is None:
+            return self.local_steps
+        own = FROZEN_EVALUATIONS if frozen or bits == "float" else EVALUATIONS[self.variant]
+        return max(1, job.evaluations // (own + self.teachers))
+
+    def start_client(self, job: Job, client: Client) -> ClientState:
+        model = self._new_model(job, client, init="kmeans")
+        return self._capture(model, self._new_optimizer(job, client, model), last_round=-1)
+
+    def model(self, job: Job, client: Client, state: ClientState, server: Tensors) -> nn.Module:
+        model, _ = self._restore(job, client, state)
+        if client.bits != "float":
+            qk.pack_(model)
+        return model.eval()
+
+    def train(self, job: Job, client: Client, state: ClientState, round_index: int, take_step: TakeStep) -> Update:
+        """A round's local steps. take_step(model, optimizer, x, y) makes one on a batch and returns its loss, detached.
+
+        The update has no message yet.
+        """
+        model, optimizer = self._restore(job, client, state)
+        model.train()
+        frozen = round_index >= late_round(job, self.freeze_at)
+        steps = self.steps(job, client.bits, frozen)
+        optimizer.seek(round_index * self.steps(job, client.bits, False))
+        before, part = optimizer.evaluations, client.data.train
+        random = torch_generator(job.seed, "batches", round_index, client.id)
+        chosen = batches(len(part), self.batch_size, steps, random)
+        losses = [take_step(model, optimizer, part.x[index], part.y[index]) for index in chosen]
+        evaluations = optimizer.evaluations - before + self.teachers * steps
+        loss = float(torch.stack(losses).mean())
+        return Update(self._capture(model, optimizer, round_index), None, evaluations, loss)
+
+    def finish_client(self, job: Job, client: Client, state: ClientState, server: Tensors) -> Update:
+        """Fine-tune for one round the clients that were not drawn since the freeze; what they learn stays with them."""
+        freeze_round = late_round(job, self.freeze_at)
+        if freeze_round == job.rounds or state.scalars["last_round"] >= freeze_round:
+            return Update(state, None, 0, float("nan"))
+        return replace(self.client_step(job, client, state, server, job.rounds), message=None)
+
+    def _new_model(self, job: Job, client: Client, init: str) -> nn.Module:
+        seed = derive_seed(job.seed, "model", client.id)
+        model = models.build(client.architecture, job.input_shape, job.num_classes, seed)
+        quantize_client_(model, client.bits, init)
+        return model
+
+    def _new_optimizer(self, job: Job, client: Client, model: nn.Module) -> Optimizer:
+        inner = torch.optim.SGD(model.parameters(), self.rate, momentum=self.momentum)
+        total_steps = job.rounds * self.steps(job, client.bits, False)
+        freeze_at = late_round(job, self.freeze_at) / job.rounds
+        if client.bits == "float":
+            return FloatSGD(inner, freeze_at, total_steps)
+        return qk.QuPeD(model, inner, variant=self.variant, freeze_at=freeze_at, total_steps=total_steps)
+
+    def _restore(self, job: Job, client: Client, state: ClientState) -> tuple[nn.Module, Optimizer]:
+        model = self._new_model(job, client, init="linspace")  # the cheapest: centers come from the state
+        optimizer = self._new_optimizer(job, client, model)
+        load_model(model, {name[len("model.") :]: state.tensors[name] for name in state.scalars["model"]})
+        optimizer.load_state_dict(unflatten(state.tensors, state.scalars["optimizer"]))
+        return model, optimizer
+
+    def _capture(self, model: nn.Module, optimizer: Optimizer, last_round: int) -> ClientState:
+        weights = {f"model.{name}": tensor for name, tensor in copy_tensors(model).items()}
+        moments, rest = flatten(optimizer.state_dict(), "optimizer")
+        tensors = {**weights, **{name: tensor.detach().clone() for name, tensor in moments.items()}}
+        return ClientState(tensors, {"model": list(weights), "optimizer": rest, "last_round": last_round})

@@ -1,0 +1,222 @@
+"""A run described in TOML: read into frozen dataclasses, every mistake named in one sentence.
+
+[experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, threads, out
+[data]                  name, classes_per_client, fractions
+[[clients]]             count, architecture, bits: one group of equal devices each
+[algorithms.<name>]     hyper-parameters of an algorithm, where they are not its defaults
+"""
+
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fl import data, models
+from fl.algorithms import BY_NAME, Algorithm
+from fl.core import Bits
+from fl.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # TODO: drop once Python 3.11 is the oldest supported: tomllib is in the standard library from there on
+    import tomli as tomllib
+
+T = TypeVar("T")
+BITS: tuple[Bits, ...] = (1, 2, 3, 4, 5, 6, 7, 8, "ternary", "float")
+
+
+def _one_of(key: str, value: Any, allowed: typing.Iterable[Any]) -> None:
+    choices = list(allowed)
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """[experiment]: what is run, how long, and what beside it under the same budget; see Federation for the numbers.
+
+    algorithm: the one the run is about.  compare: others to run beside it.  out: where results go, else runs/<name>.
+    """
+
+    name: str
+    rounds: int
+    sample: float
+    seed: int = 0
+    evaluations: int | None = None
+    architecture: str = "mlp"
+    algorithm: str = "quped"
+    compare: tuple[str, ...] = ()
+    threads: int = 1
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or Path(self.name).name != self.name:
+            raise ValueError(f"name must be a plain file name, got {self.name!r}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+        _one_of("architecture", self.architecture, sorted(models.ARCHITECTURES))
+        _one_of("algorithm", self.algorithm, sorted(BY_NAME))
+        for name in self.compare:
+            _one_of("compare", name, sorted(BY_NAME))
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"compare must name each algorithm once and not {self.algorithm!r} again")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The algorithms to run, in order."""
+        return (self.algorithm, *self.compare)
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: the data set and its split; see data.partition and data.split."""
+
+    name: str = "digits"
+    classes_per_client: int | tuple[int, int] = (3, 4)
+    fractions: tuple[float, float, float] = data.FRACTIONS
+
+
+@dataclass(frozen=True)
+class Group:
+    """[[clients]]: a number of clients with equal devices."""
+
+    count: int
+    architecture: str = "mlp"
+    bits: Bits = 2
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+        _one_of("architecture", self.architecture, sorted(models.ARCHITECTURES))
+        _one_of("bits", self.bits, BITS)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration. algorithms: by name, with the hyper-parameters given."""
+
+    experiment: Experiment
+    data: Data
+    clients: tuple[Group, ...]
+    algorithms: Mapping[str, Algorithm] = field(default_factory=dict)
+
+    @property
+    def equipment(self) -> list[tuple[str, Bits]]:
+        """(architecture, bits) of each client."""
+        return [(group.architecture, group.bits) for group in self.clients for _ in range(group.count)]
+
+    def algorithm(self, name: str) -> Algorithm:
+        """The algorithm of that name, with its defaults where the file says nothing."""
+        return self.algorithms[name] if name in self.algorithms else BY_NAME[name]()
+
+    def override(self, *, algorithm: str | None = None, rounds: int | None = None, seed: int | None = None) -> "Config":
+        """The configuration with what the command line gave; an algorithm given there runs alone."""
+        changes: dict[str, Any] = {"rounds": rounds, "seed": seed, "algorithm": algorithm}
+        changes = {key: value for key, value in changes.items() if value is not None}
+        if algorithm is not None:
+            changes["compare"] = ()
+        try:
+            return replace(self, experiment=replace(self.experiment, **changes))
+        except ValueError as error:
+            raise ConfigError(f"run: {error}") from error
+
+
+def load(path: Path) -> Config:
+    """Read a configuration file. Raises ConfigError, one sentence, for anything that cannot be run."""
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"config: there is no file {path}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config: {path} must be a readable TOML file, got: {error}") from error
+    return parse(content, str(path))
+
+
+def parse(content: Mapping[str, Any], source: str = "config") -> Config:
+    """A configuration from TOML's tables. source: named in errors."""
+    where = f"config: {source}"
+    _check_keys(content, ["experiment", "data", "clients", "algorithms"], ["experiment", "clients"], where)
+    groups = content["clients"] if isinstance(content["clients"], list) else [content["clients"]]
+    if not groups:
+        raise ConfigError(f"{where}: clients must have at least one group, got none")
+    tables = _table(content.get("algorithms", {}), f"{where} [algorithms]")
+    _check_keys(tables, sorted(BY_NAME), [], f"{where} [algorithms]")
+    return Config(
+        experiment=_read(Experiment, content["experiment"], f"{where} [experiment]"),
+        data=_read(Data, content.get("data", {}), f"{where} [data]"),
+        clients=tuple(_read(Group, group, f"{where} [clients]") for group in groups),
+        algorithms={
+            name: _read(BY_NAME[name], table, f"{where} [algorithms.{name}]") for name, table in tables.items()
+        },
+    )
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: must be a table, got {value!r}")
+    return value
+
+
+def _check_keys(table: Mapping[str, Any], allowed: list[str], needed: list[str], where: str) -> None:
+    for key in table:
+        if key not in allowed:
+            raise ConfigError(f"{where}: unknown key {key!r}, allowed are {', '.join(allowed)}")
+    for key in needed:
+        if key not in table:
+            raise ConfigError(f"{where}: needs the key {key!r}")
+
+
+def _read(kind: type[T], value: Any, where: str) -> T:
+    """A frozen dataclass from a table: its fields are the keys, its annotations the types, its own checks the rest."""
+    table = _table(value, where)
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    needed = [name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
+    _check_keys(table, list(known), needed, where)
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, entry in table.items():
+        try:
+            values[key] = _convert(entry, hints[key])
+        except TypeError:
+            raise ConfigError(f"{where}: {key} must be {_words(hints[key])}, got {entry!r}") from None
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """TOML's value as the annotation has it: lists become tuples, integers may stand for floats. Raises TypeError."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _convert(value, option)
+            except TypeError:
+                continue
+    elif typing.get_origin(hint) is tuple and isinstance(value, list):
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(item, arguments[0]) for item in value)
+        if len(arguments) == len(value):
+            return tuple(_convert(item, option) for item, option in zip(value, arguments, strict=True))
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    raise TypeError
+
+
+def _words(hint: Any) -> str:
+    """An annotation in words, for a sentence."""
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_words(option) for option in arguments if option is not type(None))
+    if typing.get_origin(hint) is tuple:
+        plural = {int: "integers", float: "numbers", str: "strings"}[arguments[0]]
+        return f"a list of {plural}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} {plural}"
+    return names.get(hint, str(hint))

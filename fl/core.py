@@ -1,0 +1,152 @@
+"""What a federation is made of: plain data, and pure functions on it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fl import data
+from fl.seeds import torch_generator
+from fl.storage import Json, Tensors, load_state, save_state
+
+Bits = int | str  # 1..8, or "ternary", or "float" for a model that is not quantized
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who takes part: a client's number, what its device can hold, and its data.
+
+    bits: 1..8, "ternary" or "float".  architecture: a key of models.ARCHITECTURES.
+    """
+
+    id: int
+    architecture: str
+    bits: Bits
+    data: data.ClientData
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every step of a run may read: the run's size, its seed, and the shape of the task.
+
+    rounds: number of rounds.  sample: share of the clients drawn a round, 0 < sample <= 1.
+    architecture: the global model's.  evaluations: gradient evaluations a drawn client may spend in a round, or None
+    where the algorithm's own local_steps decides.
+    """
+
+    rounds: int
+    sample: float
+    seed: int
+    architecture: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    evaluations: int | None = None
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """All that a client keeps between rounds: tensors by name, and JSON-able scalars. One safetensors file."""
+
+    tensors: Tensors
+    scalars: Json
+
+    def save(self, path: Path) -> None:
+        """Write the state as one safetensors file, atomically."""
+        save_state(path, self.tensors, self.scalars)
+
+    @classmethod
+    def load(cls, path: Path) -> "ClientState":
+        """Read what save wrote."""
+        return cls(*load_state(path))
+
+
+@dataclass(frozen=True)
+class Message:
+    """What travels from a client to the server. samples: the client's training images, for a weighted mean."""
+
+    tensors: Tensors
+    samples: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client step returns: the client's new state, its message (None: nothing travels), and what it spent.
+
+    evaluations: gradients of a loss on a batch that were taken.  loss: mean training loss over the local steps.
+    """
+
+    state: ClientState
+    message: Message | None
+    evaluations: int
+    loss: float
+
+
+def make_clients(
+    dataset: data.Dataset,
+    equipment: Sequence[tuple[str, Bits]],
+    classes_per_client: int | Sequence[int],
+    seed: int,
+    fractions: Sequence[float] = data.FRACTIONS,
+) -> list[Client]:
+    """Clients over a data set that is split and partitioned by `seed`.
+
+    equipment: (architecture, bits) of each client; its length is their number.
+    """
+    parts = data.partition(dataset.y, data.split(dataset.y, seed, fractions), len(equipment), classes_per_client, seed)
+    return [
+        Client(number, architecture, bits, data.client_data(dataset, part))
+        for number, ((architecture, bits), part) in enumerate(zip(equipment, parts, strict=True))
+    ]
+
+
+def sample_clients(seed: int, round_number: int, count: int, fraction: float) -> list[int]:
+    """The clients of a round, ascending: round(fraction * count) of them, at least one, without replacement."""
+    drawn = max(1, round(fraction * count))
+    order = torch.randperm(count, generator=torch_generator(seed, "sample", round_number))
+    return sorted(order[:drawn].tolist())
+
+
+def batches(samples: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """`steps` index tensors of batch_size (or all, where there are fewer samples), through reshuffled passes.
+
+    A batch lies within one pass, so holds no sample twice; what does not fill a batch at a pass's end is left to the
+    next shuffle.
+    """
+    size = min(batch_size, samples)
+    while True:
+        order = torch.randperm(samples, generator=generator)
+        for start in range(0, samples - size + 1, size):
+            if steps == 0:
+                return
+            steps -= 1
+            yield order[start : start + size]
+
+
+def aggregate(messages: Mapping[int, Message], weighted: bool = False) -> Tensors:
+    """The mean of the messages' tensors, summed in float64 in the order of client numbers.
+
+    So the order of arrival does not matter, and equal messages give back exactly themselves.  weighted: by samples,
+    else each message counts the same.  Integer tensors (batch norm's step counter) take the largest value.
+    """
+    if not messages:
+        raise ValueError("aggregate: needs at least one message, got none")
+    order = sorted(messages)
+    shares = [messages[number].samples if weighted else 1 for number in order]
+    mean: Tensors = {}
+    for name, first in messages[order[0]].tensors.items():
+        values = [messages[number].tensors[name] for number in order]
+        if not first.is_floating_point():
+            mean[name] = torch.stack(values).amax(0)
+            continue
+        total = torch.zeros_like(first, dtype=torch.float64)
+        for share, value in zip(shares, values, strict=True):
+            total += share * value.double()
+        mean[name] = (total / sum(shares)).to(first.dtype)
+    return mean
+
+
+def payload_bytes(tensors: Tensors) -> int:
+    """Bytes of the tensors' values as they are: what a message costs on the wire, without framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,86 @@
+"""A federation as one object: the algorithm, the clients, how long, and which share of them a round."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl import models
+from fl.algorithms import Algorithm
+from fl.checkpoint import Checkpoint, describe
+from fl.core import Client, Job
+from fl.engines import serial
+from fl.result import RunResult
+
+# The dearest step: three evaluations of the "alternating" variant, and one of the teacher.
+LEAST_EVALUATIONS = 4
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A federated run, described; `run` runs it.
+
+    algorithm: QuPeD(), Local(), FedAvg(), ...  clients: from make_clients.  rounds, sample, seed: how many rounds, the
+    share of the clients drawn in each, and the number that fixes every draw.
+    architecture: the global model's, "mlp" or "cnn".  evaluations: gradient evaluations a drawn client may spend in a
+    round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
+    threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
+    """
+
+    algorithm: Algorithm
+    clients: Sequence[Client]
+    rounds: int
+    sample: float
+    seed: int = 0
+    architecture: str = "mlp"
+    evaluations: int | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if [client.id for client in self.clients] != list(range(len(self.clients))) or not self.clients:
+            raise ValueError("Federation: clients must be a non-empty list with ids 0, 1, ..., use make_clients")
+        if self.rounds < 1:
+            raise ValueError(f"Federation: rounds must be at least 1, got {self.rounds}")
+        if not 0 < self.sample <= 1:
+            raise ValueError(f"Federation: sample must be above 0 and at most 1, got {self.sample}")
+        if self.architecture not in models.ARCHITECTURES:
+            names = ", ".join(sorted(models.ARCHITECTURES))
+            raise ValueError(f"Federation: architecture must be one of {names}, got {self.architecture!r}")
+        if self.evaluations is not None and self.evaluations < LEAST_EVALUATIONS:
+            raise ValueError(
+                f"Federation: evaluations must be at least {LEAST_EVALUATIONS}, which one step may take, "
+                f"got {self.evaluations}"
+            )
+        if self.threads < 1:
+            raise ValueError(f"Federation: threads must be at least 1, got {self.threads}")
+
+    @property
+    def job(self) -> Job:
+        """The run's sizes and the task's shape, as every step reads them."""
+        shape = self.clients[0].data.train.x.shape
+        return Job(
+            rounds=self.rounds,
+            sample=self.sample,
+            seed=self.seed,
+            architecture=self.architecture,
+            input_shape=(shape[1], shape[2], shape[3]),
+            num_classes=1 + max(max(client.data.classes) for client in self.clients),
+            evaluations=self.evaluations,
+        )
+
+    def check(self, out: Path, *, resume: bool = False) -> bool:
+        """Whether `out` holds a checkpoint of this run; raises CheckpointError where `run` would refuse it."""
+        return Checkpoint(out, describe(self.job, self.algorithm, self.clients)).check(resume)
+
+    def run(
+        self, out: str | Path | None = None, *, resume: bool = False, on_round: serial.OnRound | None = None
+    ) -> RunResult:
+        """Run it, one client after the other, with a checkpoint after every round.
+
+        out: a directory that is absent or empty, or, with resume, one that holds this very run; without one, a new
+        temporary directory, which stays (result.directory).  on_round: called with (rounds done, record).
+        """
+        directory = Path(tempfile.mkdtemp(prefix="fl-") if out is None else out)
+        return serial.run(
+            self.job, self.algorithm, self.clients, directory, resume=resume, threads=self.threads, on_round=on_round
+        )

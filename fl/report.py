@@ -1,0 +1,179 @@
+"""What a run shows: tables for the terminal, and a picture. The numbers come from RunResult and its records.
+
+A record is one line of records.jsonl, one a round; round 0 is the state before training:
+  algorithm          its name
+  round              rounds done
+  drawn              the clients that took part, ascending
+  accuracy           every client's test accuracy, 0..1, of the model it would ship now (hard, packed weights)
+  accuracy_mean      their mean;  accuracy_worst: their minimum
+  validation         the same on the clients' validation parts;  validation_mean: their mean
+  loss               mean training loss of the drawn clients' steps; null where there is none or it is not finite
+  evaluations        gradient evaluations by client number, as text
+  bytes_down         sent to the drawn clients;  bytes_up: received from them
+  seconds            wall-clock time of the round; the only number that a repeated run does not repeat
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl.core import Bits, Client
+from fl.data import class_counts
+from fl.result import RunResult
+
+NAMES = {"quped": "QuPeD", "local": "local", "fedavg": "FedAvg"}  # how tables write them; others as they are
+MIB = 2**20
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _device(architecture: str, bits: Bits) -> str:
+    return f"{architecture} {bits}{'-bit' if isinstance(bits, int) else ''}"
+
+
+def _classes(classes: Sequence[int]) -> str:
+    return " ".join(map(str, classes))
+
+
+def _table(title: str, columns: Sequence[str], *, left: int = 0) -> Any:
+    """A rich table; the first `left` columns are text, the others numbers."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < left else "right", no_wrap=True)
+    return table
+
+
+def _print(table: Any, console: Any) -> None:
+    from rich.console import Console
+
+    (console or Console()).print(table)
+
+
+def print_classes(clients: Sequence[Client], num_classes: int, console: Any = None) -> None:
+    """Print the clients x classes table: training images, and the sizes of the other two parts."""
+    counts = class_counts([client.data for client in clients], num_classes)
+    columns = ["client", "device", *map(str, range(num_classes)), "train", "val", "test"]
+    table = _table("Training images by client and class", columns, left=2)
+    for client, row in zip(clients, counts, strict=True):
+        cells = [str(count) if count else "·" for count in row]
+        sizes = [str(len(part)) for part in (client.data.train, client.data.val, client.data.test)]
+        table.add_row(str(client.id), _device(client.architecture, client.bits), *cells, *sizes)
+    _print(table, console)
+
+
+def print_clients(results: Sequence[RunResult], console: Any = None) -> None:
+    """Print one line a client: its device and classes, and each algorithm's test accuracy from the shipped file.
+
+    Device, evaluations and file size are the first result's.
+    """
+    first = results[0]
+    columns = ["client", "device", "classes", "train", "test", "evaluations", "KiB"]
+    table = _table(
+        f"Test accuracy by client, % (device, evaluations and file: {_name(first)})",
+        [*columns, *(f"{_name(result)} %" for result in results)],
+        left=3,
+    )
+    for position, row in enumerate(first.clients):
+        table.add_row(
+            str(row.client),
+            _device(row.architecture, row.bits),
+            _classes(row.classes),
+            str(row.train_samples),
+            str(row.test_samples),
+            f"{row.evaluations:,}",
+            f"{row.model_bytes / 1024:.1f}",
+            *(_percent(result.clients[position].accuracy) for result in results),
+        )
+    _print(table, console)
+
+
+def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
+    """Print one line an algorithm: accuracy, what it took, and the paired difference of the first to each other.
+
+    The difference is over the clients, with its standard error: std of the differences / sqrt(clients).
+    """
+    columns = ["algorithm", "mean %", "worst %", f"{_name(results[0])} ahead by (se)", "evaluations"]
+    columns += ["down MiB", "up MiB", "model KiB", "seconds"]
+    table = _table("The same budget for each", columns, left=1)
+    for result in results:
+        table.add_row(
+            _name(result),
+            _percent(result.mean_accuracy),
+            _percent(result.worst_accuracy),
+            _difference(results[0], result),
+            f"{result.evaluations:,}",
+            f"{result.total('bytes_down') / MIB:.1f}",
+            f"{result.total('bytes_up') / MIB:.1f}",
+            f"{np.mean([row.model_bytes for row in result.clients]) / 1024:.1f}",
+            f"{result.seconds:.0f}",
+        )
+    _print(table, console)
+
+
+def _name(result: RunResult) -> str:
+    return NAMES.get(result.algorithm, result.algorithm)
+
+
+def _difference(first: RunResult, other: RunResult) -> str:
+    """Mean over the clients of first's accuracy minus other's, in points, with its standard error."""
+    if other is first:
+        return ""
+    gaps = 100 * np.array([a.accuracy - b.accuracy for a, b in zip(first.clients, other.clients, strict=True)])
+    if len(gaps) < 2:
+        return f"{gaps.mean():+.1f}"
+    return f"{gaps.mean():+.1f} ({gaps.std(ddof=1) / np.sqrt(len(gaps)):.1f})"
+
+
+def plot(results: Sequence[RunResult], path: Path) -> None:
+    """Write a picture: test accuracy over the rounds, mean and worst client, and the bytes each algorithm moved.
+
+    path: its suffix decides the format; .png and .svg work everywhere.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(10.5, 4.2), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)  # no display, and no global state of pyplot
+        left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+        _plot_accuracy(left, results)
+        _plot_bytes(right, results)
+        figure.savefig(path)
+
+
+def _plot_accuracy(axes: Any, results: Sequence[RunResult]) -> None:
+    for position, result in enumerate(results):
+        rounds = [record["round"] for record in result.records]
+        mean = [100 * record["accuracy_mean"] for record in result.records]
+        worst = [100 * record["accuracy_worst"] for record in result.records]
+        label = f"{_name(result)}, final {_percent(result.mean_accuracy)} %"
+        axes.plot(rounds, mean, color=f"C{position}", linewidth=1.8, label=label)
+        axes.plot(rounds, worst, color=f"C{position}", linewidth=0.9, linestyle=":")
+    axes.set(xlabel="round", ylabel="test accuracy, %", ylim=(0, 101), xlim=(0, None))
+    axes.set_title("Clients' accuracy (solid: mean, dotted: worst client)", fontsize=10, loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _plot_bytes(axes: Any, results: Sequence[RunResult]) -> None:
+    down = [result.total("bytes_down") / MIB for result in results]
+    up = [result.total("bytes_up") / MIB for result in results]
+    place = np.arange(len(results))
+    for offset, values, label, color in (
+        (-0.2, down, "server to clients", "0.45"),
+        (0.2, up, "clients to server", "0.75"),
+    ):
+        bars = axes.bar(place + offset, values, width=0.4, label=label, color=color)
+        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=9)
+    axes.set_xticks(place, [_name(result) for result in results])
+    axes.set(ylabel="MiB, whole run", ylim=(0, 1.25 * max([1e-6, *down, *up])))
+    axes.set_title("Bytes on the wire", fontsize=10, loc="left")
+    axes.legend(loc="upper right", frameon=False, fontsize=9)

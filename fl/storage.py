@@ -1,0 +1,106 @@
+"""Files that are whole or absent: atomic writes, and nested state to and from one safetensors file. No pickle.
+
+A tree is what torch's state dicts are made of: dicts (string or integer keys), lists, tuples, tensors, numbers,
+strings, booleans and None. `flatten` takes the tensors out and leaves JSON behind; `unflatten` is its exact inverse.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from fl.errors import CheckpointError
+
+Tensors = dict[str, Tensor]
+Json = Any  # what json.dumps takes: dicts with string keys, lists, numbers, strings, booleans, None
+
+_METADATA_KEY = (
+    "state"  # one key only: the order of several is not fixed in the file, and equal state must be equal bytes
+)
+
+
+def flatten(tree: Any, prefix: str = "") -> tuple[Tensors, Json]:
+    """(tensors, rest): the tensors by their dotted path, and JSON in which each is replaced by its path.
+
+    prefix: put before every path.  Raises TypeError for anything that is neither tensor nor plain data.
+    """
+    tensors: Tensors = {}
+
+    def walk(node: Any, path: str) -> Json:
+        if isinstance(node, Tensor):
+            if path in tensors:
+                raise TypeError(f"flatten: two tensors share the path {path!r}, rename one of their keys")
+            tensors[path] = node
+            return {"tensor": path}
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        if isinstance(node, dict):
+            if not all(type(key) in (str, int) for key in node):
+                raise TypeError(f"flatten: keys must be strings or integers, got {list(node)} at {path!r}")
+            return {"items": [[key, walk(value, f"{path}.{key}" if path else str(key))] for key, value in node.items()]}
+        if isinstance(node, (list, tuple)):
+            kind = "tuple" if isinstance(node, tuple) else "list"
+            return {kind: [walk(value, f"{path}.{i}" if path else str(i)) for i, value in enumerate(node)]}
+        raise TypeError(f"flatten: needs tensors and plain data, got {type(node).__name__} at {path!r}")
+
+    rest = walk(tree, prefix)
+    return tensors, rest
+
+
+def unflatten(tensors: Tensors, rest: Json) -> Any:
+    """The tree that flatten took apart."""
+    if not isinstance(rest, dict):
+        return rest
+    (kind, content), *_ = rest.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {key: unflatten(tensors, value) for key, value in content}
+    values = [unflatten(tensors, value) for value in content]
+    return tuple(values) if kind == "tuple" else values
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash at any moment either the old content or all of the new is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames inside the directory survive a power cut, where the system can (Windows cannot open directories)."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save_state(path: Path, tensors: Tensors, scalars: Json) -> None:
+    """Write tensors and JSON-able scalars as one safetensors file, atomically; equal state gives equal bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {_METADATA_KEY: json.dumps(scalars, sort_keys=True)}
+    write_atomic(path, safetensors.torch.save(plain, metadata))
+
+
+def load_state(path: Path) -> tuple[Tensors, Json]:
+    """What save_state wrote."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            scalars = json.loads((file.metadata() or {})[_METADATA_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, scalars  # noqa: SIM118 (not a dict)
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"load: {path} must be a state file written by this package, got: {error}") from error
