@@ -14,6 +14,8 @@ from .explain import explain as explain
 from .nn import mode as mode
 from .nn import pack_ as pack_
 from .nn import quantize_ as quantize_
+from .nn import recalibrate_ as recalibrate_
+from .nn import summary as summary
 from .nn import unpack_ as unpack_
 from .ops import assign as assign
 from .ops import dequantize as dequantize
@@ -27,3 +29,8 @@ from .ops import prox_weights as prox_weights
 from .ops import soft_quantize as soft_quantize
 from .ops import unpack_codes as unpack_codes
 from .optim import QuPeD as QuPeD
+from .optim import StraightThrough as StraightThrough
+from .packed import FileError as FileError
+from .packed import load as load
+from .packed import load_ as load_
+from .packed import save as save

@@ -10,7 +10,7 @@ import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -55,7 +55,7 @@ def names() -> tuple[str, ...]:
     return (*known, EAGER)
 
 
-@lru_cache(maxsize=None)
+@cache
 def module(name: str) -> Backend:
     return cast(Backend, importlib.import_module(f"qupedkern.backends.{name}"))
 
@@ -87,7 +87,9 @@ class use_backend:
     def __enter__(self) -> use_backend:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _Forced.name = self._before
 
 
@@ -127,7 +129,9 @@ def select(op: str, args: tuple[Any, ...]) -> str:
         reason = missing or _objection(wanted, op, args, device)
         if reason is None:
             return wanted
-        raise RuntimeError(f"{op}: backend {wanted!r} was requested but cannot run: {reason}; use_backend(None) picks one")
+        raise RuntimeError(
+            f"{op}: backend {wanted!r} was requested but cannot run: {reason}; use_backend(None) picks one"
+        )
     for name in ORDER.get(device, ()):
         if has_kernel(name, op) and _objection(name, op, args, device) is None:
             return name

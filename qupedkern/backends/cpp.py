@@ -120,13 +120,15 @@ def ops() -> tuple[str, ...]:
 
 def refusal(op: str, args: tuple[Any, ...]) -> str | None:
     """Why the kernel of this op cannot take these arguments, from type and device alone; None where it can."""
-    tensors = (value for value in args if isinstance(value, Tensor))
-    for (name, allowed), tensor in zip(_kernels()[op][1], tensors, strict=False):  # outputs come after the arguments
-        if tensor.dtype not in allowed:
-            names = " or ".join(_short(dtype) for dtype in _CODES if dtype in allowed)
-            return f"{name} must be {names}, got {_short(tensor.dtype)}"
-        if tensor.device.type != "cpu":
-            return f"{name} must be on the CPU, got {tensor.device}"
+    specifications = iter(_kernels()[op][1])
+    for value in args:
+        if isinstance(value, Tensor):
+            name, allowed = next(specifications)
+            if value.dtype not in allowed:
+                names = " or ".join(_short(dtype) for dtype in _CODES if dtype in allowed)
+                return f"{name} must be {names}, got {_short(value.dtype)}"
+            if not value.is_cpu:
+                return f"{name} must be on the CPU, got {value.device}"
     return None
 
 

@@ -16,3 +16,7 @@ from .convert import quantize_ as quantize_
 from .convert import unpack_ as unpack_
 from .linear import PackedLinear as PackedLinear
 from .linear import QuantLinear as QuantLinear
+from .recalibrate import Recalibration as Recalibration
+from .recalibrate import recalibrate_ as recalibrate_
+from .summary import Summary as Summary
+from .summary import summary as summary

@@ -48,7 +48,7 @@ def absolute_sharpness(centers: Tensor, sharpness: float) -> Tensor:
 class QuantizedLayer(nn.Module):
     """Mixin of the Quant* layers: `weight` (float), `centers` [m] or [G, m], and a mode that train() and eval() never change."""
 
-    weight: nn.Parameter
+    weight: Tensor
     centers: nn.Parameter
     weight_mode: WeightMode
 

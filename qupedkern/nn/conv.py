@@ -21,7 +21,9 @@ def _conv_arguments(layer: nn.Module) -> dict[str, Any]:
 
 def _empty_conv(arguments: dict[str, Any], bias: bool) -> nn.Conv2d:
     """nn.Conv2d without storage, from what _conv_arguments gives."""
-    built = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    built: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()
+    }
     with torch.device("meta"):
         return nn.Conv2d(**built, bias=bias)
 

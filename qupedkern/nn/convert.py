@@ -89,7 +89,7 @@ def _unsuited(name: str, module: nn.Module, chosen: bool) -> str | None:
     return None
 
 
-def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Swap modules wherever they are used; a module used twice is swapped for one and the same module."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
@@ -143,7 +143,7 @@ def quantize_(
         convert = QUANTIZERS[type(module)].from_float
         replacements[module] = convert(module, levels=count, num_groups=_num_groups(name, weight, groups), init=init)
         quantized.append(name)
-    _replace(model, replacements)
+    replace_modules(model, replacements)
     return Conversion(tuple(quantized), left)
 
 
@@ -177,7 +177,7 @@ def pack_(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         if not bool(layer.weight.isfinite().all()) or not bool(layer.centers.isfinite().all()):
             raise ValueError(f"pack_: the weight and centers of {name} must be finite, got a NaN or an infinity")
-    _replace(model, {layer: pack_layer(layer) for layer in layers.values()})
+    replace_modules(model, {layer: pack_layer(layer) for layer in layers.values()})
     return model
 
 
@@ -188,5 +188,5 @@ def unpack_(model: nn.Module) -> nn.Module:
         raise ValueError("unpack_: the model has no packed layers; call pack_ on it first")
     if "" in layers:
         raise ValueError("unpack_: the model is itself a packed layer; wrap it, for example in nn.Sequential")
-    _replace(model, {layer: layer.to_float() for layer in layers.values()})  # type: ignore[operator]
+    replace_modules(model, {layer: layer.to_float() for layer in layers.values()})  # type: ignore[operator]
     return model

@@ -46,7 +46,9 @@ def check_centers(op: str, centers: Any, numel: int, what: str = "x", name: str 
     """Shape of centers: [m] or [G, m], m = 2..256, G dividing the number of elements."""
     c = check_float(op, name, centers)
     if c.dim() not in (1, 2) or not 2 <= c.shape[-1] <= MAX_LEVELS or c.numel() == 0:
-        raise ValueError(f"{op}: {name} must be [m] or [G, m] with m from 2 to {MAX_LEVELS}, got shape {tuple(c.shape)}")
+        raise ValueError(
+            f"{op}: {name} must be [m] or [G, m] with m from 2 to {MAX_LEVELS}, got shape {tuple(c.shape)}"
+        )
     groups = 1 if c.dim() == 1 else c.shape[0]
     if numel % groups:
         raise ValueError(f"{op}: {name} has {groups} rows, which must divide the {numel} elements of {what} evenly")
@@ -71,7 +73,9 @@ def check_per_row(op: str, name: str, value: Any, x: Tensor, centers: Tensor) ->
     if isinstance(value, Tensor):
         tensor = check_float(op, name, value)
         if tensor.numel() not in (1, groups) or tensor.dim() > 1:
-            raise ValueError(f"{op}: {name} must be a number or have shape [1] or [{groups}], got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{op}: {name} must be a number or have shape [1] or [{groups}], got {tuple(tensor.shape)}"
+            )
         check_same_device(op, x=x, **{name: tensor})
         if tensor.requires_grad:
             raise ValueError(f"{op}: there is no gradient with respect to {name}; pass {name}.detach()")

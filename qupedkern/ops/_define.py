@@ -108,10 +108,13 @@ def not_differentiable(name: str, reason: str) -> None:
     torch.library.register_autograd(f"qupedkern::{name}", backward, lib=_LIBRARY)
 
 
-def vmap_over_rows(name: str, *, elementwise: tuple[str, ...], per_row: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+def vmap_over_rows(
+    name: str, *, elementwise: tuple[str, ...], per_row: tuple[str, ...], outputs: tuple[str, ...]
+) -> None:
     """Let torch.vmap fold its dimension into the rows: K models' weights become K (or K * G) runs with a row of centers each.
 
-    elementwise: arguments shaped like x; per_row: "centers" ([m] or [G, m]) and strengths ([1] or [G]); outputs: "x" or "centers" each.
+    elementwise: arguments shaped like x.  per_row: "centers" ([m] or [G, m]) and strengths ([1] or [G]).
+    outputs: "x" or "centers" for each, whose shape it has.
     """
     names = [a.name for a in getattr(torch.ops.qupedkern, name).default._schema.arguments]
 

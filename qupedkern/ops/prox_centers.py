@@ -96,7 +96,8 @@ def prox_centers(
 
     centers: [m] or [G, m], ascending rows.  x: [...] the weights.  strength: t >= 0 finite, a number, [1] or [G].
     at: the centers whose cells define the members, shaped like centers (default: centers). Algorithm 1 passes the old ones.
-    A cell without members keeps mu_j. Returns new centers, shaped like `centers`, in the compute type. Raises TypeError, ValueError.
+    A cell without members keeps mu_j. Returns new centers, shaped like `centers`, in the compute type.
+    Raises TypeError or ValueError.
     QuPeD, Ozkara et al. 2021 (arXiv:2107.13892), Algorithm 1.
     """
     return torch.ops.qupedkern.prox_centers(*_prepare(centers, x, strength, norm, method, at))

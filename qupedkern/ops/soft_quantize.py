@@ -60,7 +60,6 @@ def reference_backward(grad: Tensor, x: Tensor, centers: Tensor, sharpness: Tens
     return grad_x.to(x.dtype).reshape(x.shape), grad_centers.to(centers.dtype).reshape(centers.shape)
 
 
-
 differentiable("soft_quantize", wrt=("x", "centers"))
 not_differentiable("soft_quantize_backward", "there is no second derivative")
 vmap_over_rows("soft_quantize", elementwise=("x",), outputs=("x",), per_row=("sharpness",))

@@ -29,7 +29,7 @@ class Codebook:
     codes: Tensor | None = None  # uint8, set at the freeze
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         return self.layer.weight
 
     @property
@@ -106,7 +106,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, QuantizedOptimizer):
             raise TypeError(f"{self._name}: optimizer must be a plain torch optimizer, got {type(optimizer).__name__}")
         if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(f"{self._name}: LBFGS evaluates by itself and cannot be the inner optimizer; use SGD or Adam")
+            raise TypeError(
+                f"{self._name}: LBFGS evaluates by itself and cannot be the inner optimizer; use SGD or Adam"
+            )
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(f"{self._name}: total_steps must be a positive integer, got {total_steps!r}")
         if freeze_at is not None and not 0 <= freeze_at <= 1:
@@ -182,7 +184,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 with without_statistics(self.model):
                     loss = closure()
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                raise ValueError(f"{self._name}.step: the closure must return a differentiable scalar loss, got {loss!r}")
+                raise ValueError(
+                    f"{self._name}.step: the closure must return a differentiable scalar loss, got {loss!r}"
+                )
             (loss if scaler is None else scaler.scale(loss)).backward()
         self.evaluations += 1
         loss = loss.detach()
@@ -302,7 +306,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from state_dict(); the model's own state (weights, centers) is loaded separately."""
         if _OWN_STATE not in state_dict:
-            raise ValueError(f"{self._name}: this state dict is not one of a quantized optimizer (no {_OWN_STATE!r} entry)")
+            raise ValueError(
+                f"{self._name}: this state dict is not one of a quantized optimizer (no {_OWN_STATE!r} entry)"
+            )
         own = state_dict[_OWN_STATE]
         expected = {b.name: tuple(b.weight.shape) for b in self.codebooks} if own["frozen"] else {}
         came = {name: tuple(codes.shape) for name, codes in own["codes"].items()}

@@ -61,7 +61,9 @@ class QuPeD(QuantizedOptimizer):
             if value not in choices:
                 raise ValueError(f"QuPeD: {name} must be one of {', '.join(choices)}, got {value!r}")
         if center_prox is not None and center_prox not in CENTER_PROXES:
-            raise ValueError(f"QuPeD: center_prox must be one of {', '.join(CENTER_PROXES)} or None, got {center_prox!r}")
+            raise ValueError(
+                f"QuPeD: center_prox must be one of {', '.join(CENTER_PROXES)} or None, got {center_prox!r}"
+            )
         if dose is not None and (lam is not None or not dose >= 0):
             raise ValueError(f"QuPeD: give a dose >= 0 or lam, not both, got dose={dose} and lam={lam}")
         super().__init__(

@@ -1,0 +1,70 @@
+"""`python -m qupedkern`: what runs on this machine. `python -m qupedkern inspect FILE`: what a packed model's file holds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+
+import safetensors
+import torch
+
+from qupedkern import backends
+from qupedkern._version import __version__
+from qupedkern.packed import Header, read_header
+
+
+def machine() -> str:
+    """Library, Python, torch and threads in one line, then the table of backends and ops."""
+    line = f"qupedkern {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{line}, {torch.get_num_threads()} threads, {platform.machine()}\n\n{backends()}"
+
+
+def inspect(path: str) -> str:
+    """Per layer of a packed file: kind, shape, levels, groups, bytes; then the totals."""
+    header = read_header(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118  (not a dict)
+    lines = [f"{path}: packed model, format {header.version}, written by qupedkern {header.library_version}"]
+    lines += [_layer_line(header, name, sizes) for name in header.layers]
+    weights = sum(_numel(record.shape) for record in header.layers.values())
+    packed = sum(sizes[f"{name}.packed"] + sizes[f"{name}.centers"] for name in header.layers)
+    total = sum(sizes.values())
+    lines.append(f"  other tensors {total - packed:,} bytes")
+    lines.append(f"  weights {packed:,} bytes, {8 * packed / weights:.2f} bits each; float32 {4 * weights:,} bytes")
+    lines.append(
+        f"  file {os.path.getsize(path):,} bytes, tensors {total:,}, as float32 {4 * weights + total - packed:,}"
+    )
+    return "\n".join(lines)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _layer_line(header: Header, name: str, sizes: dict[str, int]) -> str:
+    record = header.layers[name]
+    shape = "x".join(map(str, record.shape))
+    size = sizes[f"{name}.packed"] + sizes[f"{name}.centers"]
+    return f"  {name:<24} {record.kind:<8} {shape:>16} {record.levels:>4} levels {record.groups:>5} groups {size:>10,} bytes"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m qupedkern", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("inspect", help="what a packed model's file holds").add_argument("file")
+    options = parser.parse_args()
+    try:
+        print(inspect(options.file) if options.command == "inspect" else machine())
+    except (ValueError, OSError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
