@@ -1,4 +1,4 @@
-"""`python -m qupedkern`: what runs on this machine. `python -m qupedkern inspect FILE`: what a packed model's file holds."""
+"""What runs on this machine, and why; with `inspect FILE`, what a packed model's file holds."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def machine() -> str:
     """Library, Python, torch and threads in one line, then the table of backends and ops."""
     line = f"qupedkern {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
     return f"{line}, {torch.get_num_threads()} threads, {platform.machine()}\n\n{backends()}"
+
+
+def brief() -> str:
+    """The backends in one line."""
+    table = backends()
+    parts = [f"{name}: {table.unavailable.get(name, text)}" for name, text in table.descriptions.items()]
+    return f"qupedkern {__version__}, " + "; ".join(parts)
 
 
 def inspect(path: str) -> str:
@@ -57,9 +64,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m qupedkern", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("inspect", help="what a packed model's file holds").add_argument("file")
+    parser.add_argument("--brief", action="store_true", help="the backends in one line")
     options = parser.parse_args()
     try:
-        print(inspect(options.file) if options.command == "inspect" else machine())
+        if options.command == "inspect":
+            print(inspect(options.file))
+        else:
+            print(brief() if options.brief else machine())
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2

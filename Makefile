@@ -1,0 +1,59 @@
+# make demo    build everything in .venv and run the main job: a federation of quantized personal models on real digits
+# make test    the test suite
+# make help    the rest
+PYTHON ?= python3
+VENV ?= .venv
+# Another torch build: make demo TORCH=torch==2.8.0 (the pins of torch and triton then do not apply)
+TORCH ?=
+OUT ?= runs/quickstart
+
+BIN := $(VENV)/bin
+NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
+PYTEST_OPTIONS ?=
+
+.PHONY: help install demo test test-slow lint format digits clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       build in $(VENV), run the federation of fl/configs/quickstart.toml, say where its results lie"
+	@echo "make test       the test suite (minutes)"
+	@echo "make test-slow  the slow tests as well"
+	@echo "make lint       ruff and mypy"
+	@echo "make digits     the accuracy table of Algorithm 1 on handwritten digits"
+	@echo "options         PYTHON=python3.12  VENV=.venv  TORCH=torch==2.8.0  OUT=runs/quickstart"
+
+install: $(VENV)/installed
+
+# Editable: the native modules land beside the sources, so running from this folder finds them.
+$(VENV)/installed: pyproject.toml constraints.txt qupedkern/_version.py $(NATIVE)
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),grep -vE '^(torch|triton)==' constraints.txt > $(VENV)/constraints.txt,cp constraints.txt $(VENV)/constraints.txt)
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt "$(or $(TORCH),torch)"
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e '.[fl,test,lint]'
+	@$(BIN)/python -m qupedkern --brief
+	@touch $@
+
+demo: install
+	@if [ -e "$(OUT)" ]; then echo "make demo: $(OUT) exists; remove it or name another with OUT=..."; exit 2; fi
+	$(BIN)/python -m fl run fl/configs/quickstart.toml --out $(OUT)
+
+test: install
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_OPTIONS)
+
+test-slow: install
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+digits: install
+	$(BIN)/python -m bench train digits
+
+clean:
+	rm -rf build *.egg-info qupedkern/_C_* qupedkern/_build_info.json $(VENV)/installed
