@@ -1,0 +1,1 @@
+"""Measurements of qupedkern: accuracy tables and kernel timings. `python -m bench --help`."""
