@@ -98,7 +98,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.steps_done = 0
         self.evaluations = 0  # gradient evaluations so far
         self.frozen = False
-        self.last: dict[str, float] = {}  # every loss of the latest step by the mode it was taken in
+        self.last: dict[str, Tensor] = {}  # losses of the latest step, detached, by the mode they were taken in
 
     def _check_options(
         self, optimizer: Any, total_steps: Any, freeze_at: Any, center_clip: float, finetune_rate: float
@@ -190,7 +190,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             (loss if scaler is None else scaler.scale(loss)).backward()
         self.evaluations += 1
         loss = loss.detach()
-        self.last[key] = float(loss)
+        self.last[key] = loss  # a tensor: reading its value here would make an accelerator wait
         return loss
 
     def _inner_step(self, scaler: Any, *, center_gradients: bool = True) -> bool:
