@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -78,6 +79,23 @@ void check_argument(const char* op, std::vector<Argument>::const_iterator& argum
   check_dtype(op, *argument++, tensor);
 }
 
+// Not py::gil_scoped_release: at interpreter exit CPython ends a thread inside PyEval_RestoreThread by unwinding it, which must
+// not happen in a destructor.
+template <class Body>
+void without_gil(Body&& body) {
+  std::exception_ptr error;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    body();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  PyEval_RestoreThread(state);
+  if (error) {
+    std::rethrow_exception(error);
+  }
+}
+
 // Defines module.<op> and lists it in module.KERNELS. `tensors`: its tensor arguments in order.
 template <class... Args>
 void kernel(py::module_& module, const char* op, void (*run)(int, Args...), std::vector<Argument> tensors) {
@@ -95,10 +113,9 @@ void kernel(py::module_& module, const char* op, void (*run)(int, Args...), std:
   }
   module.attr("KERNELS")[op] = py::tuple(listed);
   module.def(op, [op, run, tensors = std::move(tensors)](int threads, Args... args) {
-    py::gil_scoped_release release;
     auto argument = tensors.cbegin();
     (check_argument(op, argument, args), ...);
-    run(threads, args...);
+    without_gil([&] { run(threads, args...); });
   });
 }
 

@@ -20,25 +20,41 @@ QK_HD void store_bytes(uint64_t word, int count, uint8_t* to) {
   }
 }
 
-// Eight codes, one a byte and below 2^Bits, moved together: neighbours into pairs, pairs into fours, fours into the word.
-template <int Bits>
-QK_HD uint64_t pack_eight(uint64_t codes) {
-  constexpr uint64_t kPairs = ((1ull << 2 * Bits) - 1) * 0x0001000100010001ull;
-  constexpr uint64_t kFours = ((1ull << 4 * Bits) - 1) * 0x0000000100000001ull;
-  uint64_t word = (codes | (codes >> (8 - Bits))) & kPairs;
-  word = (word | (word >> (16 - 2 * Bits))) & kFours;
-  return (word & 0xffffffffull) | ((word >> 32) << (4 * Bits));
+// The low `Width` bits of every field of Field bits.
+template <int Width, int Field>
+constexpr uint64_t low_bits() {
+  constexpr uint64_t kOne = (1ull << Width) - 1;
+  uint64_t mask = 0;
+  for (int field = 0; field < 64; field += Field) {
+    mask |= kOne << field;
+  }
+  return mask;
 }
 
-// The inverse.
+// Closes the gap between neighbouring fields: two of Field bits, each filled up to Width, become one of 2 Field, filled up to 2 Width.
+template <int Width, int Field>
+QK_HD uint64_t join(uint64_t word) {
+  constexpr uint64_t kLower = low_bits<Width, 2 * Field>();
+  return (word & kLower) | ((word >> (Field - Width)) & (kLower << Width));
+}
+
+// The inverse of join.
+template <int Width, int Field>
+QK_HD uint64_t split(uint64_t word) {
+  constexpr uint64_t kLower = low_bits<Width, 2 * Field>();
+  return (word & kLower) | ((word & (kLower << Width)) << (Field - Width));
+}
+
+// Eight codes below 2^Bits, one a byte, to the low 8 Bits bits: bytes into pairs, pairs into fours, fours into the word.
+template <int Bits>
+QK_HD uint64_t pack_eight(uint64_t codes) {
+  return join<4 * Bits, 32>(join<2 * Bits, 16>(join<Bits, 8>(codes)));
+}
+
+// The inverse; bits past the low 8 Bits must be 0.
 template <int Bits>
 QK_HD uint64_t unpack_eight(uint64_t word) {
-  constexpr uint64_t kFour = (1ull << 4 * Bits) - 1;
-  constexpr uint64_t kPairs = ((1ull << 2 * Bits) - 1) * 0x0001000100010001ull;
-  constexpr uint64_t kCodes = ((1ull << Bits) - 1) * 0x0101010101010101ull;
-  uint64_t codes = (word & kFour) | (((word >> (4 * Bits)) & kFour) << 32);
-  codes = (codes | (codes << (16 - 2 * Bits))) & kPairs;
-  return (codes | (codes << (8 - Bits))) & kCodes;
+  return split<Bits, 8>(split<2 * Bits, 16>(split<4 * Bits, 32>(word)));
 }
 
 }  // namespace qk::math
