@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qupedkern._version import __version__
@@ -88,10 +88,21 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "layers": json.dumps({name: asdict(record_of(layer)) for name, layer in layers.items()}, sort_keys=True),
         "aliases": json.dumps(aliases, sort_keys=True),
     }
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    content = _sorted_metadata(safetensors.torch.save(tensors, metadata))
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[str], None]) -> None:
+def _sorted_metadata(content: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in hash order, and equal models must be equal bytes."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[str], object]) -> None:
     """Let `write` fill a temporary file beside path, then rename it: path holds the old content or the new, never a part."""
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
