@@ -97,9 +97,7 @@ def npz(path: Path) -> Dataset:
             f"got {list(x.shape)} and {list(y.shape)}"
         )
     if x.dtype.kind not in "fiu" or y.dtype.kind not in "iu" or y.min() < 0 or not np.isfinite(x).all():
-        raise DataError(
-            f"data: {path} needs finite numbers in x and labels from 0 up in y, got {x.dtype} and {y.dtype}"
-        )
+        raise DataError(f"data: {path} needs finite numbers in x and labels 0, 1, .. in y, got {x.dtype} and {y.dtype}")
     x = x.astype(np.float32)
     return Dataset(path.name, x[:, None] if x.ndim == 3 else x, y.astype(np.int64), int(y.max()) + 1)
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +10,12 @@ from typing import Any
 
 import torch
 
-import qupedkern as qk
 from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, Snapshot, describe
 from fl.core import Client, Job, Message, payload_bytes, sample_clients
 from fl.evaluation import Score, score
 from fl.result import ClientRow, RunResult, row_from_json
+from fl.shipping import load_model, save_model
 from fl.storage import write_atomic
 
 OnRound = Callable[[int, dict[str, Any]], None]
@@ -157,11 +156,10 @@ def _finish(
     for client in clients:
         update = algorithm.finish_client(job, client, snapshot.clients[client.id], snapshot.server)
         path = models / f"client_{client.id:03d}.safetensors"
-        _save_model(algorithm.model(job, client, update.state, snapshot.server), path)
-        loaded = qk.load(algorithm.factory(job, client), path).eval()
-        final = score(loaded, client)
-        spent = sum(record["evaluations"].get(str(client.id), 0) for record in snapshot.records)
         architecture, bits = algorithm.shipped(job, client)
+        save_model(algorithm.model(job, client, update.state, snapshot.server), bits, path)
+        final = score(load_model(algorithm.factory(job, client), bits, path), client)
+        spent = sum(record["evaluations"].get(str(client.id), 0) for record in snapshot.records)
         rows.append(
             ClientRow(
                 client=client.id,
@@ -181,12 +179,6 @@ def _finish(
     result = RunResult(algorithm.name, directory, snapshot.records, rows, seconds)
     write_atomic(directory / "summary.json", json.dumps(result.summary(), indent=1).encode() + b"\n")
     return result
-
-
-def _save_model(model: torch.nn.Module, path: Path) -> None:
-    temporary = path.with_name(f".{path.stem}.tmp.safetensors")
-    qk.save(model, temporary)
-    os.replace(temporary, path)
 
 
 def _load_result(algorithm: Algorithm, directory: Path) -> RunResult:
