@@ -1,0 +1,343 @@
+"""How far a correct kernel may be from the float64 reference. Every bound is derived where it stands; none was fitted.
+
+BOUNDS[op](*op arguments in float64, u=, eta=) gives one bound per output. u is the unit roundoff of the compute type and eta
+its smallest positive number: each operation is off by at most u times its result, or by eta where it underflows. Bounds are
+of first order in u; `compare` multiplies by SECOND_ORDER for the terms in u^2. An infinite bound marks an element about
+which nothing is claimed, and says why beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qupedkern.ops._rows import column, midpoints, split_rows
+from qupedkern.ops.assign import cell_codes
+
+ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+SMALLEST = {torch.float64: 2.0**-1074, torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
+SECOND_ORDER = 1.01  # (1 + u)^k - 1 <= 1.01 k u for k u <= 0.01: thousands of operations in float32
+
+# sigmoid(z) = 1 / (1 + e), e = exp(-|z|) within 1 ulp = 2u relative: e/(1 + e) 2u <= u, the sum u, the quotient u; times e
+# again (another 2u and a product) where z < 0. s (1 - s) is a product of two such.
+SIGMOID_ULPS = 6.0
+DENSITY_ULPS = 12.0
+# exp may give 0 from where it leaves the normal numbers: exp(-87) < 2^-125.
+SIGMOID_FLOOR = {ROUNDOFF[torch.float32]: 2.0**-125, ROUNDOFF[torch.float64]: 2.0**-1020}
+
+
+def _argument_error(values: Tensor, t: Tensor, steepness: Tensor, u: float, eta: float) -> tuple[Tensor, Tensor]:
+    """z = P (x - t_j) [G, n, m - 1] and how far a kernel's z may be from it.
+
+    t_j is rounded once, u |t|, and its halves underflow by eta; the difference and the product round once each, 2u |x - t|:
+    |dz| <= P (u (2 |x - t| + |t|) + 2 eta) + eta. An infinite x has no error: its sigmoids are 0 and 1.
+    """
+    p, x, mid = steepness[:, :, None], values[:, :, None], t[:, None, :]
+    z = p * (x - mid)
+    error = p * (u * (2 * (x - mid).abs() + mid.abs()) + 2 * eta) + eta
+    return z, torch.where(torch.isfinite(x), error, 0.0)
+
+
+def _sigmoids(values: Tensor, c: Tensor, steepness: Tensor, u: float, eta: float) -> tuple[Tensor, ...]:
+    """s and h = s (1 - s) [G, n, m - 1], and the bounds of their errors.
+
+    Mean value theorem over |z'| >= |z| - |dz|: |s'| = h <= min(1/4, exp(-|z'|)), |h'| <= min(1/(6 sqrt 3), exp(-|z'|)).
+    Neither is off by more than its range, 1 and 1/4.
+    """
+    z, error = _argument_error(values, midpoints(c), steepness, u, eta)
+    decay = torch.where(error > 0, torch.exp((error - z.abs()).clamp(max=0.0)), 0.0)
+    s = torch.sigmoid(z)
+    h = s * torch.sigmoid(-z)
+    s_error = (error * decay.clamp(max=0.25)).clamp(max=1.0) + SIGMOID_ULPS * u * s + SIGMOID_FLOOR[u]
+    h_error = (
+        (error * decay.clamp(max=1 / (6 * math.sqrt(3)))).clamp(max=0.25) + DENSITY_ULPS * u * h + SIGMOID_FLOOR[u]
+    )
+    return s, h, s_error, h_error
+
+
+def soft_quantize(x: Tensor, centers: Tensor, sharpness: Tensor, *, u: float, eta: float) -> tuple[Tensor]:
+    """c_1 + sum_j d_j s_j: each s_j off by its error, d_j and the product by u each, the m - 1 additions by u max|c| each.
+
+    u (m max|c| + 2 sum d s) + sum_j d_j |ds_j|; without the conditioning of z inside |ds_j| the formula itself would fail.
+    """
+    values, c = split_rows(x, centers)
+    s, _, s_error, _ = _sigmoids(values, c, column(sharpness, like=c), u, eta)
+    d = c.diff(dim=1)[:, None, :]
+    m = c.shape[1]
+    bound = u * m * c.abs().amax(1, keepdim=True) + (d * (s_error + 2 * u * s)).sum(-1) + m * eta
+    return (bound.reshape(x.shape),)
+
+
+def soft_quantize_backward(
+    grad: Tensor, x: Tensor, centers: Tensor, sharpness: Tensor, *, u: float, eta: float
+) -> tuple[Tensor, Tensor]:
+    """grad_x = g P sum_j d_j h_j;  grad_c_k = sum_i g (s_k - s_{k+1} - (P/2) (d_k h_k + d_{k+1} h_{k+1})).
+
+    grad_x: |g| P (sum_j d_j |dh_j| + u (m + 4) sum_j d_j h_j), for m - 1 additions, d_j and three products.
+    grad_c: the terms' own errors, 6u for their products and differences, and n u sum|terms| for any order of adding n of
+    them; the parts s_k and s_{k+1} count apart, as they may be summed apart. Underflows: every product, eta each.
+    Nothing is claimed where |g| P (c_m - c_1) overflows.
+    """
+    values, c = split_rows(x, centers)
+    p = column(sharpness, like=c)
+    g = grad.reshape(values.shape).abs()
+    s, h, s_error, h_error = _sigmoids(values, c, p, u, eta)
+    d = c.diff(dim=1)[:, None, :]
+    n, m = values.shape[1], c.shape[1]
+    slope_error = (d * h_error).sum(-1) + u * (m + 4) * (d * h).sum(-1) + m * eta
+    steep = p * (c[:, -1:] - c[:, :1])
+    overflow = (g * steep > _largest(u)) | (steep > _largest(u)) | (g * p > _largest(u))
+    bound_x = torch.where(overflow, math.inf, g * p * slope_error + eta * (1 + p + steep))
+
+    terms = _sides(s, ends=(1.0, 0.0)) + 0.5 * p[..., None] * _sides(d * h, ends=(0.0, 0.0))
+    errors = _sides(s_error, ends=(0.0, 0.0)) + 0.5 * p[..., None] * _sides(d * h_error + 2 * eta, ends=(0.0, 0.0))
+    weighted = g[..., None] * (errors + (6 + n) * u * terms) + eta * (2 + p[..., None] * d.amax(-1, keepdim=True))
+    bound_c = torch.where(overflow.any(1, keepdim=True), math.inf, weighted.sum(1))
+    return bound_x.reshape(x.shape), bound_c.reshape(centers.shape)
+
+
+def _sides(between: Tensor, ends: tuple[float, float]) -> Tensor:
+    """[G, n, m - 1] of midpoints -> [G, n, m] of centers: what lies below plus what lies above each center."""
+    low, high = (torch.full_like(between[..., :1], end) for end in ends)
+    return torch.cat([low, between], -1) + torch.cat([between, high], -1)
+
+
+def _largest(u: float) -> float:
+    return torch.finfo(torch.float64 if u == ROUNDOFF[torch.float64] else torch.float32).max
+
+
+def undecided(x: Tensor, centers: Tensor, *, u: float, eta: float) -> Tensor:
+    """Elements within 2 ulp (4u) of a midpoint, where float64 midpoints and rounded ones may disagree about the cell."""
+    values, c = split_rows(x, centers)
+    t = midpoints(c)[:, None, :]
+    return ((values[..., None] - t).abs() <= 4 * u * t.abs() + 2 * eta).any(-1).reshape(x.shape)
+
+
+def _exact_where_decided(x: Tensor, centers: Tensor, *rest: Any, u: float, eta: float) -> tuple[Tensor]:
+    """A decision is right or wrong: no error, and nothing claimed next to a midpoint (backends must agree there all the same)."""
+    return (torch.where(undecided(x, centers, u=u, eta=eta), math.inf, 0.0),)
+
+
+def exact(*args: Any, u: float, eta: float) -> tuple[float]:
+    """Moves of bits: no error."""
+    return (0.0,)
+
+
+def _cells(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    values, c = split_rows(x, centers)
+    codes = cell_codes(values, c)
+    return values, codes, values - c.gather(1, codes)
+
+
+def prox_weights(x: Tensor, centers: Tensor, strength: Tensor, norm: str, *, u: float, eta: float) -> tuple[Tensor]:
+    """gap = y - q is off by u |gap|.
+
+    l1: y - t rounds once; whether |gap| <= t may be decided wrongly within u |gap| of equality: u (|gap| + |result|).
+    l2: share = t / (0.5 + t) is off by 2u, the product by u: u (4 |gap| share + |result|).
+    Both results lie between y and q. Nothing is claimed where y - q overflows.
+    """
+    values, _, gap = _cells(x, centers)
+    size = gap.abs()
+    moved = torch.maximum(values.abs(), (values - gap).abs())
+    t = column(strength, like=values)
+    share = t / (0.5 + t)
+    bound = u * ((size if norm == "l1" else 4 * size * share) + moved) + 2 * eta
+    bound = torch.where(size * (1 + u) > _largest(u), math.inf, bound).reshape(x.shape)
+    bound = torch.where(torch.isfinite(x), bound, math.inf if norm == "l2" else 0.0)  # inf - inf is not a number
+    return (torch.where(undecided(x, centers, u=u, eta=eta), math.inf, bound),)
+
+
+def hard_quantize_backward(
+    grad: Tensor, x: Tensor, centers: Tensor, straight_through: bool, *, u: float, eta: float
+) -> tuple[float, Tensor]:
+    """grad_x is a copy; grad_c_k sums n_k terms in any order: n_k u sum |g| over the cell."""
+    values, c = split_rows(x, centers)
+    return 0.0, _cell_sum_bound(grad.reshape(values.shape), cell_codes(values, c), centers, u)
+
+
+def dequantize_backward(grad: Tensor, codes: Tensor, centers: Tensor, *, u: float, eta: float) -> tuple[Tensor]:
+    """Sums over each code, as in hard_quantize_backward."""
+    rows = centers.reshape(-1, centers.shape[-1]).shape[0]
+    index = codes.reshape(rows, codes.numel() // rows).long()
+    return (_cell_sum_bound(grad.reshape(index.shape), index, centers, u),)
+
+
+def _cell_total(values: Tensor, codes: Tensor, m: int) -> Tensor:
+    return values.new_zeros((values.shape[0], m)).scatter_add_(1, codes, values)
+
+
+def _cell_sum_bound(terms: Tensor, codes: Tensor, centers: Tensor, u: float, per_term: float = 0.0) -> Tensor:
+    """(n_k + per_term) u sum|terms| over each cell; nothing claimed where that sum overflows."""
+    m = centers.shape[-1]
+    total = _cell_total(terms.abs(), codes, m)
+    count = _cell_total(torch.ones_like(terms), codes, m)
+    bound = torch.where(total > _largest(u), math.inf, (count + per_term) * u * total)
+    return bound.reshape(centers.shape)
+
+
+def distance(x: Tensor, centers: Tensor, norm: str, *, u: float, eta: float) -> tuple[Tensor]:
+    """N terms |gap| off by u, or gap^2 off by 3u, and N u sum|terms| for adding them in any order.
+
+    Next to a midpoint the other center may be taken, whose gap differs by 2 |x - t| <= 8u |t|, |t| about |x|.
+    """
+    values, _, gap = _cells(x, centers)
+    near = undecided(x, centers, u=u, eta=eta).reshape(values.shape)
+    size, other = gap.abs(), torch.where(near, 9 * u * values.abs() + 4 * eta, 0.0)
+    if norm == "l1":
+        terms, flipped = size, other
+    else:
+        terms, flipped = size * size, other * (2 * size + other)
+    total = terms.sum()
+    bound = (values.numel() + 3) * u * total + flipped.sum() + values.numel() * eta
+    return (torch.where(total > _largest(u), math.inf, bound),)
+
+
+def distance_backward(
+    grad: Tensor, x: Tensor, centers: Tensor, norm: str, *, u: float, eta: float
+) -> tuple[Tensor | float, Tensor]:
+    """grad sign(gap) rounds nowhere; 2 grad gap rounds twice (2u). grad_c sums them over each cell.
+
+    The sign of a gap is exact: floats a and b differ in float arithmetic where they differ at all. Nothing is claimed
+    where 2 gap or a sum overflows.
+    """
+    values, codes, gap = _cells(x, centers)
+    pull = grad * (gap.sign() if norm == "l1" else 2 * gap)
+    if norm == "l2":
+        pull = torch.where(2 * gap.abs() * (1 + u) > _largest(u), math.inf, pull)
+    bound_x = torch.where(pull.abs() > _largest(u), math.inf, (3 * u * pull.abs() if norm == "l2" else 0.0) + eta)
+    return bound_x.reshape(x.shape), _cell_sum_bound(pull, codes, centers, u, per_term=3) + values.shape[1] * eta
+
+
+def prox_centers(
+    centers: Tensor, x: Tensor, strength: Tensor, norm: str, method: str, at: Tensor | None, *, u: float, eta: float
+) -> tuple[Tensor]:
+    """Per center, then the largest of the row, because sorting moves no value further than that.
+
+    l1: results are mu + t k for an integer k, |k| <= n_k, or a member: the candidates are off by 2u (|mu| + t n_k), and the
+    proximal map of a convex function moves by no more than its argument does. The largest candidate bounds them all.
+    l2: mu + sum (x - mu) / (1/(2t) + n): n_k u sum|x - mu| for the sum, u each for its terms, 3u for the quotient, u for the
+    final addition. Nothing is claimed where t n_k or the sum overflows: strength times a count has left the domain.
+    """
+    values, mu = split_rows(x, centers)
+    codes = cell_codes(values, split_rows(x, centers if at is None else at)[1])
+    t = column(strength, like=mu)
+    m = mu.shape[1]
+    count = _cell_total(torch.ones_like(values), codes, m)
+    if norm == "l1":
+        bound = 2 * u * (mu.abs() + t * count)
+        reach = t * count + mu.abs()
+    else:
+        gaps = _cell_total((values - mu.gather(1, codes)).abs(), codes, m)
+        moved = gaps / (0.5 / t + count.clamp(min=1))
+        bound = u * ((count + 5) * moved + mu.abs())
+        reach = gaps
+    bound = torch.where((reach > _largest(u)).any(1, keepdim=True), math.inf, bound.amax(1, keepdim=True) + 2 * eta)
+    return (bound.expand_as(mu).reshape(centers.shape),)
+
+
+def init_centers(x: Tensor, levels: int, num_groups: int, method: str, *, u: float, eta: float) -> tuple[Tensor]:
+    """kmeans computes in float64: one rounding. linspace and quantile: (a (1 - w) + b w), w off by u: 5u max|x|.
+
+    signed_mean: n additions and a quotient, (n + 1) u max|x|; nothing is claimed where its sum overflows.
+    """
+    values = x.reshape(num_groups, -1)
+    most, n = values.abs().amax(1, keepdim=True), values.shape[1]
+    rounds = {"kmeans": 1, "linspace": 5, "quantile": 5, "signed_mean": n + 1}[method]
+    bound = rounds * u * most + 2 * eta
+    if method == "signed_mean":
+        bound = torch.where(values.abs().sum(1, keepdim=True) > _largest(u), math.inf, bound)
+    bound = bound.expand(num_groups, levels)
+    return (bound[0] if num_groups == 1 else bound,)
+
+
+def _softmax_errors(student: Tensor, teacher: Tensor, temperature: float, u: float) -> tuple[Tensor, ...]:
+    """log p, log p_w [N, K] and a bound on the error of either, per example.
+
+    z/T rounds once (u |z/T|), z - max once more with both errors, exp by its argument's error and 1 ulp, the sum of K such
+    by K u, log by u, the last difference by u: with a = max|z/T|, in all 3ua + 2ua (inside exp) + (K + 4) u + 2u (2a + log K).
+    """
+    rows = [z.reshape(-1, z.shape[-1]) / temperature for z in (student, teacher)]
+    classes = rows[0].shape[-1]
+    log_p, log_pw = (torch.log_softmax(z, -1) for z in rows)
+    reach = torch.maximum(rows[0].abs(), rows[1].abs()).amax(-1, keepdim=True)
+    return log_p, log_pw, u * (9 * reach + classes + 4 + 2 * math.log(classes))
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, *, u: float, eta: float) -> tuple[Tensor]:
+    """T^2 / N sum p_w (log p_w - log p): p_w is off by e + 2u relative, where a log is off by e, and the bracket by 2e + u.
+
+    NK u sum|terms| for the sum and 4u for the factor. A p_w below the normal numbers may be 0: FLOOR times the bracket.
+    """
+    log_p, log_pw, e = _softmax_errors(student, teacher, temperature, u)
+    p_w, ratio = log_pw.exp(), (log_pw - log_p).abs()
+    terms = p_w * ratio
+    errors = terms * (e + 4 * u) + p_w * (2 * e) + SIGMOID_FLOOR[u] * ratio
+    total = errors.sum() + (terms.numel() + 4) * u * terms.sum() + terms.numel() * eta
+    return (total * temperature**2 / max(terms.shape[0], 1) + eta,)
+
+
+def distillation_loss_backward(
+    grad: Tensor, student: Tensor, teacher: Tensor, temperature: float, *, u: float, eta: float
+) -> tuple[Tensor, Tensor]:
+    """Student: g T / N (p - p_w), each off by (e + 2u) p.  Teacher: g T / N (a_k - p_w sum_l a_l), a = p_w (log p_w - log p).
+
+    a is off as in distillation_loss, its sum by K u sum|a| more, the product by (e + 4u); 4u for the factor and differences.
+    """
+    log_p, log_pw, e = _softmax_errors(student, teacher, temperature, u)
+    p, p_w, ratio = log_p.exp(), log_pw.exp(), (log_pw - log_p).abs()
+    scale = grad.abs() * temperature / max(p.shape[0], 1)
+    floor = SIGMOID_FLOOR[u]
+    to_student = (e + 7 * u) * (p + p_w) + 2 * floor
+    a = p_w * ratio
+    a_error = a * (e + 4 * u) + p_w * (2 * e) + floor * ratio
+    total, total_error = a.sum(-1, keepdim=True), a_error.sum(-1, keepdim=True)
+    total_error = total_error + p.shape[-1] * u * total
+    to_teacher = a_error + p_w * total_error + (p_w * (e + 4 * u) + floor) * total + 5 * u * (a + p_w * total)
+    return tuple((scale * part + 4 * eta * (1 + scale)).reshape(student.shape) for part in (to_student, to_teacher))  # type: ignore[return-value]
+
+
+BOUNDS: dict[str, Callable[..., tuple[Tensor | float, ...]]] = {
+    "assign": _exact_where_decided,
+    "dequantize": exact,
+    "dequantize_backward": dequantize_backward,
+    "distance": distance,
+    "distance_backward": distance_backward,
+    "distillation_loss": distillation_loss,
+    "distillation_loss_backward": distillation_loss_backward,
+    "hard_quantize": _exact_where_decided,
+    "hard_quantize_backward": hard_quantize_backward,
+    "init_centers": init_centers,
+    "pack_codes": exact,
+    "prox_centers": prox_centers,
+    "prox_weights": prox_weights,
+    "soft_quantize": soft_quantize,
+    "soft_quantize_backward": soft_quantize_backward,
+    "unpack_codes": exact,
+}
+
+
+def with_output_rounding(bound: Tensor | float, expected: Tensor, dtype: torch.dtype, u: float) -> Tensor:
+    """Adds the rounding of the result to its own type: half an ulp of it, or half its smallest number."""
+    bound = torch.as_tensor(bound, dtype=torch.float64).expand(expected.shape) * SECOND_ORDER
+    if dtype not in ROUNDOFF or ROUNDOFF[dtype] == u:
+        return bound
+    return bound + ROUNDOFF[dtype] * (expected.abs().nan_to_num(posinf=0.0) + bound) + SMALLEST[dtype] / 2
+
+
+def assert_close(got: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:
+    """|got - expected| <= bound; NaN where NaN is expected; past the largest number of got's type an infinity of that sign."""
+    value, claimed = got.detach().double(), ~torch.isinf(bound)
+    largest = torch.finfo(got.dtype).max if got.dtype.is_floating_point else math.inf
+    may_overflow = (expected.abs() + bound > largest) & torch.isinf(value) & (value.sign() == expected.sign())
+    same = (value == expected) | (value.isnan() & expected.isnan()) | may_overflow
+    wrong = claimed & ~same & ~((value - expected).abs() <= bound)
+    if bool(wrong.any()):
+        first = tuple(int(i) for i in wrong.nonzero()[0])
+        raise AssertionError(
+            f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are off, first at {first}: "
+            f"got {float(value[first])!r}, expected {float(expected[first])!r} within {float(bound[first]):.3g}"
+        )
