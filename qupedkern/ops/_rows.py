@@ -31,6 +31,14 @@ def midpoints(c: Tensor) -> Tensor:
     return 0.5 * c[:, :-1] + 0.5 * c[:, 1:]
 
 
+def sigmoid(z: Tensor) -> Tensor:
+    """1 / (1 + exp(-z)), the same bits wherever in a tensor an element stands.
+
+    torch.sigmoid computes the ends of each thread's share by another formula, so its bits follow the number of threads.
+    """
+    return 1 / (1 + torch.exp(-z))
+
+
 def row_sum(values: Tensor) -> Tensor:
     """Sum over the last dimension, [G, n] -> [G], in an order fixed by the shape alone.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._checks import check_per_row, check_x_centers
 from ._define import define_op, differentiable, not_differentiable, vmap_over_rows
-from ._rows import column, midpoints, row_sum, split_rows
+from ._rows import column, midpoints, row_sum, sigmoid, split_rows
 
 
 def _prepare(x: Any, centers: Any, sharpness: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +28,7 @@ def reference(x: Tensor, centers: Tensor, sharpness: Tensor) -> Tensor:
     t, d = midpoints(c), c.diff(dim=1)
     soft = c[:, :1].expand_as(values)
     for j in range(t.shape[1]):
-        soft = soft + d[:, j : j + 1] * torch.sigmoid(steepness * (values - t[:, j : j + 1]))
+        soft = soft + d[:, j : j + 1] * sigmoid(steepness * (values - t[:, j : j + 1]))
     soft = soft.clamp(min=c[:, :1], max=c[:, -1:])  # exact in real numbers; in floats the sum can pass the ends
     return soft.to(x.dtype).reshape(x.shape)
 
@@ -47,8 +47,8 @@ def reference_backward(grad: Tensor, x: Tensor, centers: Tensor, sharpness: Tens
     bump = [torch.zeros_like(rising[0])]  # d_j B_j, B_j = sum g s_j (1 - s_j), with d_1 = d_{m+1} = 0
     for j in range(t.shape[1]):
         z = steepness * (values - t[:, j : j + 1])
-        s = torch.sigmoid(z)
-        density = s * torch.sigmoid(-z)  # s (1 - s) without cancellation where s is close to 1
+        s = sigmoid(z)
+        density = s * sigmoid(-z)  # s (1 - s) without cancellation where s is close to 1
         slope = slope + d[:, j : j + 1] * density
         rising.append(row_sum(g * s))
         bump.append(d[:, j] * row_sum(g * density))
