@@ -27,9 +27,8 @@ def _prepare(
         if at.shape != centers.shape:
             shapes = f"{tuple(centers.shape)}, got {tuple(at.shape)}"
             raise ValueError(f"prox_centers: at must have the shape of centers, {shapes}")
-        at = at.detach()
     strength = check_per_row("prox_centers", "strength", strength, x, centers)
-    return centers.detach(), x.detach(), strength, norm, method, at
+    return centers, x, strength, norm, method, at
 
 
 def _l1_exact(mu: Tensor, values: Tensor, codes: Tensor, t: Tensor) -> Tensor:
