@@ -1,24 +1,103 @@
-"""What holds for every op on every backend that runs here."""
+"""What holds for every op on every backend that runs here: values, shapes, registration, and the same bits always."""
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from typing import Any
 
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qupedkern import use_backend
 from qupedkern.ops import OPS
-from qupedkern.testing.harness import check, kernels
-from qupedkern.testing.strategies import HOSTILE, INPUTS
+from qupedkern.testing.harness import as_tuple, check, gradient_arguments, kernels, run, same_bits
+from qupedkern.testing.strategies import CALM, HOSTILE, INPUTS, LONG
+from qupedkern.testing.tolerances import BOUNDS
 
 KERNELS = kernels()
+EVERY_KERNEL = pytest.mark.parametrize(("op", "backend"), KERNELS)
+Case = st.DataObject
 
 
-def test_every_op_has_inputs() -> None:
+def drawn(op: str, data: Case, limits: Any) -> tuple[Any, ...]:
+    """Op arguments out of the public arguments of a draw."""
+    return OPS[op].prepare(*data.draw(INPUTS[op](limits)))
+
+
+def strides_that_matter(tensor: Tensor) -> list[int]:
+    """A dimension with one element, and a tensor with none, may have any."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1 and tensor.numel()]
+
+
+def test_every_op_has_inputs_and_bounds() -> None:
     assert set(INPUTS) == set(OPS)
+    assert set(BOUNDS) == set(OPS)
 
 
-@pytest.mark.parametrize(("op", "backend"), KERNELS)
+@EVERY_KERNEL
 @given(st.data())
-def test_matches_the_float64_reference_within_its_bound(op: str, backend: str, data: st.DataObject) -> None:
-    args = data.draw(INPUTS[op](HOSTILE))
-    check(op, OPS[op].prepare(*args), backend)
+def test_matches_the_float64_reference_within_its_bound(op: str, backend: str, data: Case) -> None:
+    check(op, drawn(op, data, HOSTILE), backend)
+
+
+@EVERY_KERNEL
+@settings(max_examples=3)
+@given(st.data())
+def test_long_rows_match_the_reference_and_have_the_same_bits_for_1_and_2_threads_and_twice(
+    op: str, backend: str, data: Case
+) -> None:
+    args = drawn(op, data, LONG)
+    results = []
+    for threads in (2, 2, 1):
+        torch.set_num_threads(threads)
+        results.append(run(op, args, backend))
+    for other in results[1:]:
+        for value, repeated in zip(results[0] or (), other or (), strict=True):
+            assert same_bits(value, repeated)
+    if not op.startswith("init_centers"):  # its k-means is one computation in float64 whatever the length
+        check(op, args, backend)
+
+
+@EVERY_KERNEL
+@settings(max_examples=10)
+@given(st.data())
+def test_fake_outputs_have_the_real_shapes_types_and_strides(op: str, backend: str, data: Case) -> None:
+    args = drawn(op, data, HOSTILE)
+    real = run(op, args, backend)
+    if real is None:
+        return
+    with FakeTensorMode() as mode:
+        fakes = tuple(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args)
+        fake = as_tuple(getattr(torch.ops.qupedkern, op)(*fakes))
+    for value, like in zip(real, fake, strict=True):
+        assert (value.shape, value.dtype, value.device) == (like.shape, like.dtype, like.device)
+        assert strides_that_matter(value) == strides_that_matter(like)
+
+
+@EVERY_KERNEL
+@settings(max_examples=10)
+@given(st.data())
+def test_arguments_are_left_as_they_were_and_outputs_share_no_memory_with_them(
+    op: str, backend: str, data: Case
+) -> None:
+    args = drawn(op, data, HOSTILE)
+    before = [a.clone() if isinstance(a, Tensor) else a for a in args]
+    outputs = run(op, args, backend) or ()
+    for was, now in zip(before, args, strict=True):
+        assert same_bits(was, now) if isinstance(was, Tensor) else was == now
+    owned = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor) and a.numel()}
+    assert not owned & {out.untyped_storage().data_ptr() for out in outputs if out.numel()}
+
+
+@EVERY_KERNEL
+@settings(max_examples=1, deadline=None, database=None)
+@given(st.data())
+def test_is_registered_as_torch_expects(op: str, backend: str, data: Case) -> None:
+    args = drawn(op, data, CALM)
+    wanted = gradient_arguments(op)
+    inputs = tuple(a.clone().requires_grad_() if i in wanted else a for i, a in enumerate(args))
+    with use_backend(backend):
+        torch.library.opcheck(getattr(torch.ops.qupedkern, op).default, inputs)

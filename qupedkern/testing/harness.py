@@ -18,6 +18,8 @@ from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, wit
 
 # Decisions and moves of bits: the same bits from every backend.
 BITWISE = ("assign", "dequantize", "hard_quantize", "pack_codes", "prox_weights", "unpack_codes")
+# Names of the arguments that gradients are for.
+LEARNABLE = ("x", "centers", "student_logits", "teacher_logits")
 
 
 def running_backends() -> tuple[str, ...]:
@@ -137,3 +139,16 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     bits = [v.detach().contiguous().view(integers) for v in (a, b)]
     return bool(((bits[0] == bits[1]) | (a.isnan() & b.isnan())).all())
+
+
+def gradient_arguments(op: str) -> tuple[int, ...]:
+    """Positions of the arguments that <op>_backward returns gradients for, in order."""
+    backward = OPS.get(f"{op}_backward")
+    if backward is None:
+        return ()
+    arguments = getattr(torch.ops.qupedkern, op).default._schema.arguments
+    found = len(getattr(torch.ops.qupedkern, f"{op}_backward").default._schema.returns)
+    learnable = [i for i, a in enumerate(arguments) if a.name in LEARNABLE]
+    if len(learnable) != found:
+        raise AssertionError(f"{op}_backward returns {found} gradients, but {op} takes {len(learnable)} of {LEARNABLE}")
+    return tuple(learnable)

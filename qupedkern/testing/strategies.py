@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,24 +23,27 @@ from qupedkern.ops._rows import compute_dtype, midpoints
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+# Around the widths of vectors (4, 8, 16 lanes), of chunks (64) and of blocks (4,096).
+_LENGTHS = (1, 2, 3, 0, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 257, 1000, 4095, 4096, 4097, 8193)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a draw may contain. hostile: infinities, NaN, ties, equal centers, extreme magnitudes, odd strides."""
 
     dtypes: tuple[torch.dtype, ...] = FLOATS
     hostile: bool = True
-    numel: int = 8200
     finite: bool = False  # hostile, but x without NaN and infinities
+    numel: int = 8200
+    work: int = 150_000  # elements times centers: what a quick example may cost
+    lengths: tuple[int, ...] = _LENGTHS  # weights a row
 
 
 HOSTILE = Limits()
-CALM = Limits(dtypes=(torch.float32,), hostile=False, numel=60)
-DOUBLE = Limits(dtypes=(torch.float64,), hostile=False, numel=24)
+LONG = Limits((torch.float32, torch.bfloat16), numel=80_000, work=400_000, lengths=(70_001, 33_000, 10_001))
+CALM = Limits((torch.float32,), hostile=False, numel=60)
+DOUBLE = Limits((torch.float64,), hostile=False, numel=24)
 
-_WORK = 150_000  # elements times centers: what a quick example may cost
-
-# Around the widths of vectors (4, 8, 16 lanes), of chunks (64) and of blocks (4,096).
-_LENGTHS = (1, 2, 3, 0, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 257, 1000, 4095, 4096, 4097, 8193)
 _LEVELS = (2, 3, 4, 5, 8, 16, 17, 33, 255, 256)
 _SPECIALS = ("center", "midpoint", "beside a midpoint", "beside a center", "zero", "-zero", "denormal", "huge")
 _NONFINITE = ("nan", "inf", "-inf")
@@ -183,8 +186,8 @@ def weights(draw: DrawFn, c: Tensor, shape: tuple[int, ...], dtype: torch.dtype,
 def group_counts_and_lengths(draw: DrawFn, m: int, limits: Limits) -> tuple[int | None, int]:
     """Rows of centers (None for a single row [m]) and weights a row."""
     groups = draw(st.sampled_from((None, 1, 2, 3, 7)))
-    most = min(limits.numel, _WORK // m) // (groups or 1)
-    return groups, draw(st.sampled_from([n for n in _LENGTHS if n <= most]))
+    most = min(limits.numel, limits.work // m) // (groups or 1)
+    return groups, draw(st.sampled_from([n for n in limits.lengths if n <= most] or [1]))
 
 
 @st.composite
@@ -283,7 +286,7 @@ def prox_weights_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ..
 
 @st.composite
 def prox_centers_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
-    x, old = draw(weights_and_centers(Limits(limits.dtypes, limits.hostile, limits.numel, finite=True)))
+    x, old = draw(weights_and_centers(replace(limits, finite=True)))
     mu, at = old, None
     if draw(st.booleans()):  # as Algorithm 1 does: mu a gradient step away from the centers whose cells count
         step = torch.from_numpy(_rng(draw).normal(size=old.shape)).to(old.dtype)
@@ -301,24 +304,23 @@ def _domain(like: Tensor) -> tuple[float, float]:
 @st.composite
 def pack_codes_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
     bits = draw(bits_per_code)
-    numel = draw(st.sampled_from([n for n in _LENGTHS if n <= limits.numel]))
+    numel = draw(st.sampled_from([n for n in limits.lengths if n <= limits.numel]))
     return draw(codes(1 << bits, draw(shapes(numel)), limits)), bits
 
 
 @st.composite
 def unpack_codes_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
     bits = draw(bits_per_code)
-    shape = draw(shapes(draw(st.sampled_from([n for n in _LENGTHS if n <= limits.numel]))))
+    shape = draw(shapes(draw(st.sampled_from([n for n in limits.lengths if n <= limits.numel]))))
     packed = draw(codes(256, (-(-math.prod(shape) * bits // 8),), limits))
     return packed, bits, shape
 
 
 @st.composite
 def init_centers_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
-    most = min(limits.numel, 300)
-    x, c = draw(
-        weights_and_centers(Limits(limits.dtypes, limits.hostile, most, finite=True)).filter(lambda p: p[0].numel())
-    )
+    most = limits.numel if limits is LONG else min(limits.numel, 300)
+    pairs = weights_and_centers(replace(limits, finite=True, numel=most))
+    x, c = draw(pairs.filter(lambda pair: pair[0].numel() > 0))
     method = draw(st.sampled_from(("kmeans", "linspace", "quantile", "signed_mean")))
     groups = 1 if c.dim() == 1 else c.shape[0]
     if x.dtype == torch.float64:  # squares of the exact k-means are float64 too
