@@ -33,16 +33,23 @@ class WeightMode:
                 raise ValueError(f"mode: {key} must be positive, got {value}")
 
 
+def check_model(op: str, model: Any) -> None:
+    """A sentence for the commonest slip: a factory, a state dict or a path where a module belongs."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 def row_gaps(centers: Tensor) -> Tensor:
-    """(c_m - c_1) / (m - 1) of each row, [G], detached: the mean distance of neighbouring centers."""
+    """(c_m - c_1) / (m - 1) of each row, [G], detached, at least float32: the mean distance of neighbouring centers."""
     rows = centers.detach().reshape(-1, centers.shape[-1])
+    rows = rows if rows.dtype == torch.float64 else rows.float()  # p / gap would leave the range of float16
     return (rows[:, -1] - rows[:, 0]) / (rows.shape[1] - 1)
 
 
 def absolute_sharpness(centers: Tensor, sharpness: float) -> Tensor:
-    """P = p / gap of each row, [G]; a row whose centers are all equal is constant for any P and gets 1."""
+    """P = p / gap of each row, [G], finite; a row whose centers are all equal is constant for any P and gets 1."""
     gaps = row_gaps(centers)
-    return torch.where(gaps > 0, sharpness / gaps, torch.ones_like(gaps))
+    return torch.where(gaps > 0, sharpness / gaps, torch.ones_like(gaps)).clamp(max=torch.finfo(gaps.dtype).max)
 
 
 class QuantizedLayer(nn.Module):
@@ -53,14 +60,14 @@ class QuantizedLayer(nn.Module):
     weight_mode: WeightMode
 
     def _init_quantizer(self, levels: int, num_groups: int, init: str | None) -> None:
-        """Give the layer its centers; init=None leaves them zero, to be loaded."""
+        """Give the layer its centers, frozen where the weight is; init=None leaves them zero, to be loaded."""
         self.weight_mode = WeightMode()
         weight = self.weight.detach()
         if init is None:
             centers = weight.new_zeros((levels,) if num_groups == 1 else (num_groups, levels))
         else:
             centers = init_centers(weight, levels, num_groups, method=init).to(weight.dtype)
-        self.centers = nn.Parameter(centers)
+        self.centers = nn.Parameter(centers, requires_grad=self.weight.requires_grad)
 
     @property
     def levels(self) -> int:
@@ -132,6 +139,24 @@ class PackedLayer(nn.Module):
         return f"levels={self.levels}, groups={self.num_groups}, bits={self.bits}"
 
 
+# What nn.Module keeps its hooks in: shared with a replacement, so that a handle's remove() still finds its hook.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def inherit_hooks(new: nn.Module, old: nn.Module) -> None:
+    """Give the hooks registered on a module to the one that takes its place."""
+    new.__dict__.update({name: old.__dict__[name] for name in _HOOKS if name in old.__dict__})
+
+
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """Trainable quantized layers by name, each once."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
@@ -148,9 +173,11 @@ def mode(model: nn.Module, name: str, **options: Any) -> Iterator[nn.Module]:
 
     sharpness: soft only, p in 1/gap of each row (default 10); P: soft only, absolute, in 1/unit of x, instead of it;
     straight_through: hard only, pass the weight's gradient through the quantizer.
-    The modes the layers had come back at the end, also after an error. Packed layers are always "hard". Raises ValueError
+    The modes the layers had come back at the end, also after an error. Packed layers are always "hard". Inside the block
+    torch's fused transformer inference is off, for it reads the float weights and passes the layers by. Raises ValueError
     for an unknown mode or a model without quantized layers.
     """
+    check_model("mode", model)
     unknown = set(options) - {"sharpness", "P", "straight_through"}
     if unknown:
         raise TypeError(f"mode: options are sharpness, P and straight_through, got {', '.join(sorted(unknown))}")
@@ -159,10 +186,13 @@ def mode(model: nn.Module, name: str, **options: Any) -> Iterator[nn.Module]:
     if not layers and not (name == "hard" and packed_layers(model)):
         raise ValueError(f"mode: the model has no layer that can be in mode {name!r}; call quantize_ on it first")
     before = [layer.weight_mode for layer in layers]
-    for layer in layers:
-        layer.weight_mode = chosen
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(fused and name == "float")
+        for layer in layers:
+            layer.weight_mode = chosen
         yield model
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for layer, old in zip(layers, before, strict=True):
             layer.weight_mode = old

@@ -1,0 +1,106 @@
+"""Random layers, their quantized forms and inputs for them; shared by the tests of this folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import qupedkern as qk
+
+LEVELS = (2, 3, 4, 5, 16, 256)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """A float layer, an input for it, and how to quantize it."""
+
+    layer: nn.Linear | nn.Conv2d
+    x: Tensor
+    levels: int
+    groups: str | int
+
+    def quantized(self) -> nn.Sequential:
+        """The layer, quantized, as the only child of a model. The float layer keeps its parameters."""
+        model = nn.Sequential(self.layer)
+        report = qk.quantize_(model, levels=self.levels, groups=self.groups, rule=lambda *_: True)
+        assert report.quantized == ("0",)
+        return model
+
+
+def _grouping(draw: Any, weight: Tensor) -> str | int:
+    row = weight[0].numel()
+    blocks = [length for length in range(1, row + 1) if row % length == 0]
+    return draw(st.sampled_from(["tensor", "channel", draw(st.sampled_from(blocks))]))
+
+
+@st.composite
+def linear_cases(draw: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> LayerCase:
+    dtype = draw(st.sampled_from(dtypes))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    layer = nn.Linear(draw(st.integers(1, 9)), draw(st.integers(1, 7)), draw(st.booleans()), dtype=dtype)
+    shape = (*draw(st.sampled_from([(), (0,), (4,), (2, 3)])), layer.in_features)
+    return LayerCase(
+        layer, torch.randn(shape, dtype=dtype), draw(st.sampled_from(LEVELS)), _grouping(draw, layer.weight)
+    )
+
+
+@st.composite
+def conv_cases(draw: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> LayerCase:
+    dtype = draw(st.sampled_from(dtypes))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    groups = draw(st.sampled_from([1, 2]))
+    padding = draw(st.sampled_from([0, 1, (2, 0), (0, 1), "same", "valid"]))
+    layer = nn.Conv2d(
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 3)),
+        draw(st.sampled_from([1, 2, 3, (3, 1), (1, 2)])),
+        stride=1 if padding == "same" else draw(st.sampled_from([1, 2, (2, 1)])),
+        padding=padding,
+        dilation=draw(st.sampled_from([1, 2, (1, 2)])),
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+        dtype=dtype,
+    )
+    x = torch.randn((*draw(st.sampled_from([(), (2,)])), layer.in_channels, 6, 7), dtype=dtype)
+    return LayerCase(layer, x, draw(st.sampled_from(LEVELS)), _grouping(draw, layer.weight))
+
+
+def layer_cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> st.SearchStrategy[LayerCase]:
+    return st.one_of(linear_cases(dtypes), conv_cases(dtypes))
+
+
+def convolutional() -> nn.Sequential:
+    """Two convolutions with batch norm, two linear layers: 1 x 8 x 8 -> 3 classes."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(54, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    )
+
+
+def quantized(model: nn.Module, **options: Any) -> nn.Module:
+    """The model with every layer quantized, in place."""
+    qk.quantize_(model, rule=lambda *_: True, **options)
+    return model
+
+
+def bits_of(tensors: dict[str, Tensor]) -> dict[str, bytes]:
+    """A state dict as bytes: equality to the bit, NaN included."""
+    return {
+        name: t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        for name, t in tensors.items()
+        if t.dim()
+    } | {name: repr(t.item()).encode() for name, t in tensors.items() if not t.dim()}
