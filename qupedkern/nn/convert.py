@@ -11,7 +11,7 @@ from torch import nn
 
 from qupedkern.ops import pack_codes
 
-from ._quantized import PackedLayer, QuantizedLayer, packed_layers, quantized_layers
+from ._quantized import PackedLayer, QuantizedLayer, check_model, inherit_hooks, packed_layers, quantized_layers
 from .conv import PackedConv2d, QuantConv2d
 from .linear import PackedLinear, QuantLinear
 
@@ -46,7 +46,7 @@ def _levels(op: str, bits: int | None, levels: int | None) -> int:
     return levels
 
 
-def _num_groups(name: str, weight: torch.Tensor, groups: str | int) -> int:
+def _num_groups(name: str, weight: Any, groups: str | int) -> int:
     """Rows of centers for one weight: "tensor" 1, "channel" its output channels, an int the length of a block."""
     if groups == "tensor":
         return 1
@@ -69,6 +69,15 @@ def _default_rule(model: nn.Module) -> Rule:
     return lambda name, module: name not in kept
 
 
+def _has_matrix(module: nn.Module) -> bool:
+    """Whether a weight of the module's own has two or more dimensions, or a shape still unknown."""
+    own: list[torch.Tensor] = list(module.parameters(recurse=False))
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor):  # computed ones too, as under a parametrization
+        own = [*own, weight]
+    return any(nn.parameter.is_lazy(value) or value.dim() >= 2 for value in own)
+
+
 def _unsuited(name: str, module: nn.Module, chosen: bool) -> str | None:
     """Why a layer with a weight matrix stays as it is; None where it can be quantized."""
     if isinstance(module, QuantizedLayer):
@@ -80,17 +89,22 @@ def _unsuited(name: str, module: nn.Module, chosen: bool) -> str | None:
         return "it is the model itself; wrap it, for example in nn.Sequential"
     if not chosen:
         return "the rule leaves it in float"
-    weight = module.weight
-    assert isinstance(weight, torch.Tensor)
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from other parameters"
     if weight.device.type == "meta" or not weight.is_floating_point():
         return f"its weight is {weight.dtype} on {weight.device}"
+    if weight.numel() == 0:
+        return "its weight is empty"
     if not bool(weight.isfinite().all()):
         return "its weight is not finite"
     return None
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
-    """Swap modules wherever they are used; a module used twice is swapped for one and the same module."""
+    """Swap modules wherever they are used, hooks included; a module used twice is swapped for one and the same module."""
+    for old, new in replacements.items():
+        inherit_hooks(new, old)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and child in replacements:
@@ -112,26 +126,24 @@ def quantize_(
     "channel", or per block of that many weights (must divide weight[0].numel()).  init: "kmeans" (exact), "linspace",
     "quantile" or "signed_mean" (2 levels).  rule(name, module) -> bool: which layers; default all but the first
     convolution and the last linear.  overrides: exact module name -> bits, quantized whatever the rule says.
-    Parameters stay the same objects: tied weights stay tied and optimizers stay valid. Create optimizers after this call
-    all the same, for the new centers. Returns a Conversion that names what was quantized and why the rest was not.
-    Raises ValueError, before anything is changed, for bad arguments, an unknown name in overrides or an uneven block.
+    Parameters stay the same objects: tied weights stay tied, and share their centers. Create optimizers after this call,
+    for the new centers. Returns a Conversion that names what was quantized and why the rest was not.
+    Raises ValueError or TypeError, before anything is changed, for bad arguments, an unknown name in overrides, an uneven
+    block, or different bits for layers that share a weight.
     """
-    default_levels = _levels("quantize_", bits, levels)
-    overrides = dict(overrides or {})
-    special = {name: _levels("quantize_", value, None) for name, value in overrides.items()}
+    special = _checked_overrides(model, overrides)
+    if rule is not None and not callable(rule):
+        raise TypeError(f"quantize_: rule must be a function of (name, module) or None, got {type(rule).__name__}")
     if init not in INITS:
         raise ValueError(f"quantize_: init must be one of {', '.join(INITS)}, got {init!r}")
-    modules = dict(model.named_modules())
-    for name in special:
-        if name not in modules or type(modules[name]) not in QUANTIZERS:
-            raise ValueError(f"quantize_: overrides names {name!r}, which is no nn.Linear or nn.Conv2d of the model")
+    default_levels = _levels("quantize_", bits, levels)
     rule = rule or _default_rule(model)
 
     replacements: dict[nn.Module, nn.Module] = {}
+    owners = {id(layer.weight): (name, layer) for name, layer in quantized_layers(model).items()}
     quantized, left = [], {}
-    for name, module in modules.items():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or isinstance(module, PackedLayer):
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLayer) or not _has_matrix(module):
             continue
         reason = _unsuited(name, module, name in special or bool(rule(name, module)))
         if reason is not None:
@@ -140,11 +152,34 @@ def quantize_(
         count = special.get(name, default_levels)
         if init == "signed_mean" and count != 2:
             raise ValueError(f"quantize_: init 'signed_mean' gives 2 levels, got {count} for {name}")
-        convert = QUANTIZERS[type(module)].from_float
-        replacements[module] = convert(module, levels=count, num_groups=_num_groups(name, weight, groups), init=init)
+        num_groups = _num_groups(name, module._parameters["weight"], groups)
+        layer = QUANTIZERS[type(module)].from_float(module, levels=count, num_groups=num_groups, init=init)
+        _share_centers(owners, name, layer)
+        replacements[module] = layer
         quantized.append(name)
     replace_modules(model, replacements)
     return Conversion(tuple(quantized), left)
+
+
+def _checked_overrides(model: nn.Module, overrides: Mapping[str, int] | None) -> dict[str, int]:
+    """Exact module name -> levels; every name must be a layer that quantize_ knows."""
+    check_model("quantize_", model)
+    modules = dict(model.named_modules())
+    for name in overrides or {}:
+        if name not in modules or type(modules[name]) not in QUANTIZERS:
+            raise ValueError(f"quantize_: overrides names {name!r}, which is no nn.Linear or nn.Conv2d of the model")
+    return {name: _levels("quantize_", bits, None) for name, bits in (overrides or {}).items()}
+
+
+def _share_centers(owners: dict[int, tuple[str, QuantizedLayer]], name: str, layer: QuantizedLayer) -> None:
+    """Layers that share a weight share its centers: the first one's."""
+    owner_name, owner = owners.setdefault(id(layer.weight), (name, layer))
+    if owner.centers.shape != layer.centers.shape:
+        raise ValueError(
+            f"quantize_: {name} shares its weight with {owner_name} and needs the same levels and groups, centers "
+            f"{tuple(owner.centers.shape)}, got {tuple(layer.centers.shape)}"
+        )
+    layer.centers = owner.centers
 
 
 def pack_layer(layer: QuantizedLayer) -> PackedLayer:
@@ -160,15 +195,19 @@ def pack_layer(layer: QuantizedLayer) -> PackedLayer:
         new = PackedConv2d(PackedConv2d.arguments_of(layer), packed, centers, bias)
     else:
         raise TypeError(f"pack_: there is no packed form of {type(layer).__name__}")
+    new.centers.requires_grad_(layer.centers.requires_grad)
+    if bias is not None:
+        new.bias.requires_grad_(bias.requires_grad)
     return new.train(layer.training)
 
 
 def pack_(model: nn.Module) -> nn.Module:
     """Replace every Quant* layer by its packed form, in place: codes at `bits` bits a weight and the centers.
 
-    Outputs equal mode "hard" to the bit. Returns the model. Raises ValueError where the model has no Quant* layer, or a
-    weight is not finite; the model is then as it was.
+    Outputs equal mode "hard" to the bit; layers that share a weight share its codes and centers. Returns the model.
+    Raises ValueError where the model has no Quant* layer, or a weight is not finite; the model is then as it was.
     """
+    check_model("pack_", model)
     layers = quantized_layers(model)
     if not layers:
         raise ValueError("pack_: the model has no quantized layers to pack; call quantize_ on it first")
@@ -177,12 +216,23 @@ def pack_(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         if not bool(layer.weight.isfinite().all()) or not bool(layer.centers.isfinite().all()):
             raise ValueError(f"pack_: the weight and centers of {name} must be finite, got a NaN or an infinity")
-    replace_modules(model, {layer: pack_layer(layer) for layer in layers.values()})
+    replacements: dict[nn.Module, nn.Module] = {}
+    owners: dict[tuple[int, int], PackedLayer] = {}
+    for layer in layers.values():
+        packed = pack_layer(layer)
+        owner = owners.setdefault((id(layer.weight), id(layer.centers)), packed)
+        packed.packed, packed.centers = owner.packed, owner.centers
+        replacements[layer] = packed
+    replace_modules(model, replacements)
     return model
 
 
 def unpack_(model: nn.Module) -> nn.Module:
-    """Replace every packed layer by the plain torch layer with the quantized values, in place (for export). Returns the model."""
+    """Replace every packed layer by the plain torch layer with the quantized values, in place (for export).
+
+    Returns the model. Raises ValueError where the model has no packed layer.
+    """
+    check_model("unpack_", model)
     layers = packed_layers(model)
     if not layers:
         raise ValueError("unpack_: the model has no packed layers; call pack_ on it first")
