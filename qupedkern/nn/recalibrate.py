@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ._quantized import check_model
+
 
 @dataclass(frozen=True)
 class Recalibration:
@@ -39,14 +41,23 @@ def _parts(batch: Any) -> tuple[Any, Tensor | None]:
 
 
 def _accuracy(model: nn.Module, batches: list[Any]) -> float | None:
+    """Share of class labels met by the largest of the model's outputs; None where there is no label per row of outputs."""
     right = total = 0
     for batch in batches:
         inputs, labels = _parts(batch)
         if labels is None or labels.is_floating_point():
             return None
-        right += int((model(inputs).argmax(-1) == labels).sum())
+        outputs = model(inputs)
+        if not isinstance(outputs, Tensor) or outputs.shape[:-1] != labels.shape:
+            return None
+        right += int((outputs.argmax(-1) == labels).sum())
         total += labels.numel()
     return right / total if total else None
+
+
+def _restore(norm: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, buffer in norm.named_buffers():
+        buffer.copy_(state[name])
 
 
 @torch.no_grad()
@@ -55,12 +66,13 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> Recalibration:
 
     Statistics belong to the weights they were gathered under. Call it on a packed model, or under qk.mode(model, "hard").
     At 2 bits and below it can rescue a post-training model; it can also cost points, so it never runs by itself: compare
-    accuracy_before and accuracy_after.
+    accuracy_before and accuracy_after. A batch norm that no batch reaches keeps what it had.
 
     batches: inputs, or (inputs, class labels) pairs; kept in a list, since they are run up to three times.
     Raises ValueError where there is nothing to recalibrate or no batch; statistics are then, and after any error of the
     model, what they were.
     """
+    check_model("recalibrate_", model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     kept = list(batches)
     if not norms or not kept:
@@ -78,13 +90,14 @@ def recalibrate_(model: nn.Module, batches: Iterable[Any]) -> Recalibration:
             norm.train()
         for batch in kept:
             model(_parts(batch)[0])
-        for norm in norms:
+        for norm, state in zip(norms, old, strict=True):
             norm.eval()
+            if not norm.num_batches_tracked:
+                _restore(norm, state)
         after = _accuracy(model, kept)
     except BaseException:
         for norm, state in zip(norms, old, strict=True):
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(state[name])
+            _restore(norm, state)
         raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -9,14 +9,17 @@ from torch import nn
 
 from qupedkern.ops import distance
 
-from ._quantized import PackedLayer, QuantizedLayer, packed_layers, quantized_layers
+from ._quantized import PackedLayer, QuantizedLayer, check_model, packed_layers, quantized_layers
 
 _TABLE = "{:<24} {:>18} {:>6} {:>6} {:>10} {:>7} {:>11}  {}"
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One quantized or packed layer. weight_bytes: codes and centers once packed; share: of the model's parameters."""
+    """One quantized or packed layer. weight_bytes: codes and centers once packed; share: of the model's parameters.
+
+    Both are 0 where the layer uses the weight of an earlier one.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -61,7 +64,7 @@ class Summary:
         return "\n".join(lines)
 
 
-def _layer_summary(name: str, layer: QuantizedLayer | PackedLayer, parameters: int) -> LayerSummary:
+def _layer_summary(name: str, layer: QuantizedLayer | PackedLayer, parameters: int, own: bool) -> LayerSummary:
     codes = layer.codes()
     shape = tuple(codes.shape)
     packed_bytes = -(-codes.numel() * layer.bits // 8)
@@ -72,8 +75,8 @@ def _layer_summary(name: str, layer: QuantizedLayer | PackedLayer, parameters: i
         levels=layer.levels,
         bits=layer.bits,
         groups=layer.num_groups,
-        weight_bytes=packed_bytes + layer.centers.numel() * layer.centers.element_size(),
-        share=codes.numel() / parameters,
+        weight_bytes=(packed_bytes + layer.centers.numel() * layer.centers.element_size()) if own else 0,
+        share=codes.numel() / parameters if own else 0.0,
         distance=away,
         members=tuple(torch.bincount(codes.flatten().int(), minlength=layer.levels).tolist()),
     )
@@ -86,15 +89,24 @@ def summary(model: nn.Module) -> Summary:
     model: quantized or packed. Sizes are those of the packed tensors, to the byte; a file adds its header.
     Raises ValueError where the model has neither quantized nor packed layers.
     """
+    check_model("summary", model)
     layers: dict[str, QuantizedLayer | PackedLayer] = {**quantized_layers(model), **packed_layers(model)}
     if not layers:
         raise ValueError("summary: the model has no quantized or packed layers; call quantize_ on it first")
-    special = {id(layer.centers) for layer in layers.values()}
+    owners: dict[int, QuantizedLayer | PackedLayer] = {}  # id of a stored weight -> the first layer that uses it
     for layer in layers.values():
-        special.add(id(layer.packed if isinstance(layer, PackedLayer) else layer.weight))
+        owners.setdefault(_weight_id(layer), layer)
+    special = {*owners, *(id(layer.centers) for layer in layers.values())}
     others = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in special]
-    weights = sum(layer.codes().numel() for layer in layers.values())
+    weights = sum(layer.codes().numel() for layer in owners.values())
     parameters = weights + sum(p.numel() for p in model.parameters() if id(p) not in special)
-    rows = tuple(_layer_summary(name, layer, parameters) for name, layer in layers.items())
+    rows = tuple(
+        _layer_summary(name, layer, parameters, own=owners[_weight_id(layer)] is layer)
+        for name, layer in layers.items()
+    )
     other_bytes = sum(t.numel() * t.element_size() for t in others)
     return Summary(rows, other_bytes, 4 * weights + other_bytes)
+
+
+def _weight_id(layer: QuantizedLayer | PackedLayer) -> int:
+    return id(layer.packed if isinstance(layer, PackedLayer) else layer.weight)
