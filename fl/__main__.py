@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fl import config as configuration
@@ -16,7 +15,7 @@ from fl.federation import Federation
 from fl.result import RunResult
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-console = Console()
+console = report.terminal()
 
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 

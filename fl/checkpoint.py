@@ -165,13 +165,14 @@ class Checkpoint:
         record_bytes = self._append_record(snapshot.records[-1])
         self._write_manifest(round=snapshot.round, server=server, clients=files, record_bytes=record_bytes)
         kept = {server, *files.values()}
-        stale = [path for path in state.iterdir() if path.name not in kept]
-        for path in [*stale, *filter(_is_leftover, self.directory.iterdir())]:
+        for path in [path for path in state.iterdir() if path.name not in kept]:
             path.unlink()
 
     def finish(self) -> None:
         """Note that the run's models and summary are in place."""
         self._write_manifest(finished=True)
+        for path in filter(_is_leftover, list(self.directory.iterdir())):
+            path.unlink()
 
     def _append_record(self, record: dict[str, Any]) -> int:
         with open(self.directory / "records.jsonl", "r+b" if self._manifest.get("record_bytes") else "wb") as file:

@@ -13,6 +13,7 @@ A record is one line of records.jsonl, one a round; round 0 is the state before 
   seconds            wall-clock time of the round; the only number that a repeated run does not repeat
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,28 @@ def _table(title: str, columns: Sequence[str], *, left: int = 0) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < left else "right", no_wrap=True)
     return table
 
 
 def _print(table: Any, console: Any) -> None:
+    (console or terminal()).print(table)
+
+
+def terminal() -> Any:
+    """A rich console as wide as the terminal; 100 columns where the output goes to a file, so that nothing is cut."""
     from rich.console import Console
 
-    (console or Console()).print(table)
+    return Console() if sys.stdout.isatty() else Console(width=100)
 
 
 def print_classes(clients: Sequence[Client], num_classes: int, console: Any = None) -> None:
@@ -74,9 +87,9 @@ def print_clients(results: Sequence[RunResult], console: Any = None) -> None:
     Device, evaluations and file size are the first result's.
     """
     first = results[0]
-    columns = ["client", "device", "classes", "train", "test", "evaluations", "KiB"]
+    columns = ["client", "device", "classes", "train", "test", "evals", "KiB"]
     table = _table(
-        f"Test accuracy by client, % (device, evaluations and file: {_name(first)})",
+        f"Test accuracy by client, % (device, gradient evaluations and file: {_name(first)})",
         [*columns, *(f"{_name(result)} %" for result in results)],
         left=3,
     )
@@ -99,8 +112,8 @@ def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
 
     The difference is over the clients, with its standard error: std of the differences / sqrt(clients).
     """
-    columns = ["algorithm", "mean %", "worst %", f"{_name(results[0])} ahead by (se)", "evaluations"]
-    columns += ["down MiB", "up MiB", "model KiB", "seconds"]
+    columns = ["algorithm", "mean %", "worst %", f"{_name(results[0])} ahead (se)", "evaluations"]
+    columns += ["down MiB", "up MiB", "model KiB", "s"]
     table = _table("The same budget for each", columns, left=1)
     for result in results:
         table.add_row(

@@ -77,15 +77,15 @@ class RunResult:
 
     def table(self) -> None:
         """Print one line a client."""
-        from fl import report
+        from fl.report import print_clients
 
-        report.print_clients([self])
+        print_clients([self])
 
     def plot(self, path: str | Path) -> None:
         """Write a picture of accuracy over rounds and of bytes; the suffix decides the format."""
-        from fl import report
+        from fl.report import plot
 
-        report.plot([self], Path(path))
+        plot([self], Path(path))
 
 
 def row_from_json(row: dict[str, Any]) -> ClientRow:

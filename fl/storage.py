@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fl.errors import CheckpointError
@@ -91,7 +92,10 @@ def sync_directory(directory: Path) -> None:
 
 def save_state(path: Path, tensors: Tensors, scalars: Json) -> None:
     """Write tensors and JSON-able scalars as one safetensors file, atomically; equal state gives equal bytes."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # copies: the format refuses tensors that share memory
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
     metadata = {_METADATA_KEY: json.dumps(scalars, sort_keys=True)}
     write_atomic(path, safetensors.torch.save(plain, metadata))
 

@@ -152,6 +152,8 @@ def _finish(
     started = time.perf_counter()
     models = directory / "models"
     models.mkdir(exist_ok=True)
+    for leftover in models.glob(".*"):  # of a process killed while it wrote here
+        leftover.unlink()
     rows = []
     for client in clients:
         update = algorithm.finish_client(job, client, snapshot.clients[client.id], snapshot.server)

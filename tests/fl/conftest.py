@@ -62,7 +62,16 @@ def config_file(tmp_path: Path, config_text: str) -> Path:
     return path
 
 
-def outcome(directory: Path) -> dict[str, Any]:
+Outcome = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[[Path], Outcome]:
+    """Reads what a run has left behind."""
+    return read_outcome
+
+
+def read_outcome(directory: Path) -> Outcome:
     """All that a run leaves behind, but for clock times: bytes of models and state, records and summary."""
     files = sorted([*directory.glob("models/*"), *directory.glob("state/*")])
     content: dict[str, Any] = {str(path.relative_to(directory)): path.read_bytes() for path in files}

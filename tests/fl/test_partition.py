@@ -78,7 +78,7 @@ def test_split_and_partition_repeat_with_their_seed(case: tuple[np.ndarray, int,
 def test_digits_are_real_and_split_60_10_30(digits: data.Dataset) -> None:
     whole = data.split(digits.y, 0)
     assert digits.x.shape == (1797, 1, 8, 8)
-    assert digits.x.min() == 0 and digits.x.max() == 1
+    assert (digits.x.min(), digits.x.max()) == (0, 1)
     assert [len(whole.train), len(whole.val), len(whole.test)] == [1078, 180, 539]
 
 

@@ -81,9 +81,7 @@ def test_a_shared_or_strided_tensor_is_stored_by_value(tmp_path: Path) -> None:
     x = torch.arange(6.0).reshape(2, 3)
     ClientState({"whole": x, "transposed": x.T, "again": x}, None).save(tmp_path / "state")
     loaded = ClientState.load(tmp_path / "state").tensors
-    assert (
-        torch.equal(loaded["whole"], x) and torch.equal(loaded["transposed"], x.T) and torch.equal(loaded["again"], x)
-    )
+    assert all(torch.equal(loaded[name], value) for name, value in [("whole", x), ("transposed", x.T), ("again", x)])
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
