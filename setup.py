@@ -58,12 +58,13 @@ def tool(name: str, folder_attribute: str) -> str | None:
 
 
 def reason_of(log: str) -> str:
-    """The line of a failed CMake run that says what went wrong."""
+    """What went wrong in a failed CMake run, in one line."""
     lines = log.splitlines()
     for i, line in enumerate(lines):
         if line.startswith("CMake Error"):
-            paragraph = [text.strip() for text in lines[i + 1 : i + 8] if text.strip()]
-            return " ".join(paragraph[:4]) or line
+            paragraph = " ".join(text.strip() for text in lines[i + 1 : i + 8] if text.strip())
+            sentence = re.split(r"\.\s", paragraph)[0].rstrip(".") or line
+            return sentence.replace("No CMAKE_CXX_COMPILER could be found", "no C++ compiler was found")
         if re.search(r"\berror\b[: ]", line):
             return line.strip()
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
@@ -156,33 +157,32 @@ class BuildKernels(build_ext):
     """The native modules and _build_info.json, into the build folder or, for an editable install, the source tree."""
 
     def run(self) -> None:
+        info, files = self._built()
         package = (ROOT if self.inplace else Path(self.build_lib).resolve()) / PACKAGE
         package.mkdir(parents=True, exist_ok=True)
         suffix = sysconfig.get_config_var("EXT_SUFFIX") if self.inplace else ""
         for stale in package.glob(f"{MODULES}{suffix}"):
             stale.unlink()
-        (package / "_build_info.json").unlink(missing_ok=True)
-        info: dict = {"version": version(), "python": platform.python_version(), "cpu": [], "cpu_note": None}
-        info |= {"compiler": None, "cuda": [], "cuda_note": cuda_note()}
-        self._written = [package / "_build_info.json"]
-        wanted = choice("QUPEDKERN_CPU")
-        if wanted == "OFF":
-            info["cpu_note"] = "switched off by QUPEDKERN_CPU=OFF"
-        else:
-            self._build(info, package, required=wanted == "ON")
-        self._written[0].write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        record = package / "_build_info.json"
+        record.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        self._written = [record, *(Path(shutil.copy2(file, package / file.name)) for file in files)]
         print(summary(info), flush=True)
 
-    def _build(self, info: dict, package: Path, *, required: bool) -> None:
+    def _built(self) -> tuple[dict, list[Path]]:
+        """What goes into _build_info.json, and the finished modules."""
+        wanted = choice("QUPEDKERN_CPU")
+        info: dict = {"version": version(), "python": platform.python_version(), "cpu": [], "cpu_note": None}
+        info |= {"compiler": None, "cuda": [], "cuda_note": cuda_note()}
+        if wanted == "OFF":
+            return info | {"cpu_note": "switched off by QUPEDKERN_CPU=OFF"}, []
         try:
-            info["cpu"], info["compiler"], files = build_cpu(Path(self.build_temp).resolve() / "cmake")
+            sets, compiler, files = build_cpu(Path(self.build_temp).resolve() / "cmake")
         except BuildError as error:
-            if required:
+            if wanted == "ON":
                 message = f"{PACKAGE}: QUPEDKERN_CPU=ON, but the cpu kernels could not be built: {error}"
                 raise SystemExit(message) from None
-            info["cpu_note"] = str(error)
-            return
-        self._written += [Path(shutil.copy2(file, package / file.name)) for file in files]
+            return info | {"cpu_note": str(error)}, []
+        return info | {"cpu": sets, "compiler": compiler}, files
 
     def get_outputs(self) -> list[str]:
         return [str(file) for file in getattr(self, "_written", [])]

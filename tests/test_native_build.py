@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ cpp = importlib.import_module("qupedkern.backends.cpp")
 BUILT: list[str] = cpp._info().get("cpu", [])
 RUNS_HERE = cpp._import("baseline").supported_instruction_sets() if BUILT else []
 ISAS = [isa for isa in BUILT if isa in RUNS_HERE]
+REAL_IMPORT = cpp._import
 pytestmark = pytest.mark.skipif(not ISAS, reason=f"the native CPU kernels are not here: {cpp.describe()}")
 
 SIZES = [0, 1, 3, 63, 64, 65, 1000, 4097]  # around the lanes, the chunk and the block
@@ -419,58 +421,81 @@ threading.Thread(target=lambda: cpp.launch("soft_quantize", (x, c, p), (out,)), 
     assert done.returncode == 0, done.stderr
 
 
-DESCRIBE = 'import importlib; print(importlib.import_module("qupedkern.backends.cpp").describe())'
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The backend as a new process finds it: nothing chosen, nothing loaded, no instruction set asked for."""
+    monkeypatch.delenv("QUPEDKERN_ISA", raising=False)
+    cached = (cpp.unavailable, cpp._loaded, cpp._kernels)
+    for function in cached:
+        function.cache_clear()
+    yield monkeypatch
+    for function in cached:
+        function.cache_clear()
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_the_environment_forces_an_instruction_set(isa):
-    assert run_python(DESCRIBE, QUPEDKERN_ISA=isa).stdout.startswith(f"{isa} (built: {', '.join(BUILT)}; ")
+def test_the_environment_forces_an_instruction_set(fresh, isa):
+    fresh.setenv("QUPEDKERN_ISA", isa)
+    assert cpp.unavailable() is None
+    assert cpp._loaded() == (isa, cpp._import(isa))
+    assert cpp.describe().startswith(f"{isa} (built: {', '.join(BUILT)}; ")
 
 
-def test_the_widest_instruction_set_is_the_default():
-    assert run_python(DESCRIBE, QUPEDKERN_ISA="").stdout.startswith(ISAS[-1] + " ")
+def test_the_widest_instruction_set_is_the_default(fresh):
+    fresh.setenv("QUPEDKERN_ISA", "")
+    assert cpp._loaded()[0] == ISAS[-1]
 
 
-UNAVAILABLE = """
-import importlib
-cpp = importlib.import_module("qupedkern.backends.cpp")
-{change}
-try:
-    print(cpp.unavailable(), cpp.ops())
-except Exception as error:
-    print(type(error).__name__, error)
-"""
+def test_an_unknown_instruction_set_is_refused_with_the_choices(fresh):
+    fresh.setenv("QUPEDKERN_ISA", "avx1024")
+    with pytest.raises(ValueError, match=r"^QUPEDKERN_ISA must be one of baseline, avx2, avx512, got 'avx1024'$"):
+        cpp.unavailable()
 
 
-@pytest.mark.parametrize(
-    ("isa", "change", "shown"),
-    [
-        ("avx1024", "", "ValueError QUPEDKERN_ISA must be one of baseline, avx2, avx512, got 'avx1024'"),
-        (
-            "avx2",
-            "cpp._info = lambda: {'cpu': ['baseline'], 'compiler': 'g++'}",
-            "RuntimeError QUPEDKERN_ISA=avx2: this install built baseline only; choose one of those or build again",
-        ),
-        (
-            "avx512",
-            "cpp._info = lambda: {'cpu': [], 'cpu_note': 'no compiler'}",
-            "RuntimeError QUPEDKERN_ISA=avx512: the native CPU kernels cannot run: not built: no compiler",
-        ),
-        ("", "cpp._info = lambda: {'cpu': [], 'cpu_note': 'no compiler'}", "not built: no compiler ()"),
-        (
-            "",
-            "cpp._info = lambda: {'cpu': ['baseline', 'sse9'], 'compiler': 'g++'}; cpp._ISAS = ('baseline', 'sse9')\n"
-            "cpp._import('baseline'); real = cpp._import\n"
-            "class Wide: supported_instruction_sets = lambda self: ['baseline', 'sse9']\n"
-            "cpp._import = lambda isa: Wide() if isa == 'baseline' else real(isa)",
-            "ImportError qupedkern: the native module for sse9 was built but does not load: "
-            "No module named 'qupedkern._C_cpu_sse9'; install qupedkern again",
-        ),
-    ],
-)
-def test_what_cannot_run_says_why(isa, change, shown):
-    done = run_python(UNAVAILABLE.format(change=change), QUPEDKERN_ISA=isa)
-    assert done.stdout == shown + "\n", done.stderr
+def test_an_instruction_set_that_was_not_built_is_refused(fresh):
+    fresh.setenv("QUPEDKERN_ISA", "avx2")
+    fresh.setattr(cpp, "_info", lambda: {"cpu": ["baseline"], "compiler": "g++"})
+    sentence = "QUPEDKERN_ISA=avx2: this install built baseline only; choose one of those or build again"
+    with pytest.raises(RuntimeError, match=f"^{sentence}$"):
+        cpp.unavailable()
+
+
+def _narrow_processor(isa: str) -> ModuleType | SimpleNamespace:
+    real = REAL_IMPORT(isa)
+    return SimpleNamespace(supported_instruction_sets=lambda: ["baseline"]) if isa == "baseline" else real
+
+
+def test_an_instruction_set_that_does_not_run_here_is_refused(fresh):
+    fresh.setenv("QUPEDKERN_ISA", "avx512")
+    fresh.setattr(cpp, "_info", lambda: {"cpu": ["baseline", "avx2", "avx512"], "compiler": "g++"})
+    fresh.setattr(cpp, "_import", _narrow_processor)
+    with pytest.raises(
+        RuntimeError, match=r"^QUPEDKERN_ISA=avx512: this processor runs baseline only; choose one of those$"
+    ):
+        cpp.unavailable()
+
+
+def test_without_a_build_the_reason_is_told_and_a_forced_set_raises(fresh):
+    fresh.setattr(cpp, "_info", lambda: {"cpu": [], "cpu_note": "no C++ compiler was found"})
+    assert cpp.unavailable() == cpp.describe() == "not built: no C++ compiler was found"
+    assert cpp.ops() == ()
+    cpp.unavailable.cache_clear()
+    fresh.setenv("QUPEDKERN_ISA", "baseline")
+    with pytest.raises(
+        RuntimeError, match=r"^QUPEDKERN_ISA=baseline: .* cannot run: not built: no C\+\+ compiler was found$"
+    ):
+        cpp.unavailable()
+
+
+def test_a_module_that_was_built_but_does_not_load_raises(fresh):
+    wide = SimpleNamespace(supported_instruction_sets=lambda: ["baseline", "sse9"])
+    fresh.setattr(cpp, "_ISAS", ("baseline", "sse9"))
+    fresh.setattr(cpp, "_info", lambda: {"cpu": ["baseline", "sse9"], "compiler": "g++"})
+    fresh.setattr(cpp, "_import", lambda isa: wide if isa == "baseline" else REAL_IMPORT(isa))
+    sentence = "the native module for sse9 was built but does not load: No module named 'qupedkern._C_cpu_sse9'"
+    with pytest.raises(ImportError, match=sentence):
+        cpp.unavailable()
+    assert sentence in cpp.describe()
 
 
 def test_importing_the_package_loads_nothing_native():

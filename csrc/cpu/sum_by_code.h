@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../math/macros.h"
 #include "chunk.h"
 #include "rows.h"
 
@@ -29,7 +30,8 @@ class CodeSums {
     alignas(64) float term[Size];
     for (int k = 0; k < levels_; ++k) {
       for (int i = 0; i < Size; ++i) {
-        term[i] = code[i] == k ? g[i] : 0.0f;
+        const uint32_t keep = code[i] == k ? ~0u : 0u;  // a mask: SSE2 has no selection, and branches would be guessed wrong
+        term[i] = math::float_of(math::bits_of(g[i]) & keep);
       }
       add_to_lanes<Size>(term, lanes_ + k * kLanes);
     }
