@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import sys
 
-import safetensors
 import torch
 
 from qupedkern import backends
 from qupedkern._version import __version__
-from qupedkern.packed import Header, read_header
+from qupedkern.packed import LayerRecord, read_header, read_tensors
 
 
 def machine() -> str:
@@ -31,32 +31,29 @@ def brief() -> str:
 def inspect(path: str) -> str:
     """Per layer of a packed file: kind, shape, levels, groups, bytes; then the totals."""
     header = read_header(path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118  (not a dict)
+    tensors = read_tensors(path, header)
+    stored = {name: tensor.nbytes for name, tensor in tensors.items() if name not in header.aliases}
     lines = [f"{path}: packed model, format {header.version}, written by qupedkern {header.library_version}"]
-    lines += [_layer_line(header, name, sizes) for name in header.layers]
-    weights = sum(_numel(record.shape) for record in header.layers.values())
-    packed = sum(sizes[f"{name}.packed"] + sizes[f"{name}.centers"] for name in header.layers)
-    total = sum(sizes.values())
+    packed, weights = 0, 0
+    for name, record in header.layers.items():
+        size = stored.get(f"{name}.packed", 0) + stored.get(f"{name}.centers", 0)
+        packed += size
+        weights += math.prod(record.shape) if f"{name}.packed" in stored else 0
+        lines.append(_layer_line(name, record, size))
+    total = sum(stored.values())
     lines.append(f"  other tensors {total - packed:,} bytes")
-    lines.append(f"  weights {packed:,} bytes, {8 * packed / weights:.2f} bits each; float32 {4 * weights:,} bytes")
+    lines.append(
+        f"  weights {packed:,} bytes, {8 * packed / max(weights, 1):.2f} bits each; float32 {4 * weights:,} bytes"
+    )
     lines.append(
         f"  file {os.path.getsize(path):,} bytes, tensors {total:,}, as float32 {4 * weights + total - packed:,}"
     )
     return "\n".join(lines)
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _layer_line(header: Header, name: str, sizes: dict[str, int]) -> str:
-    record = header.layers[name]
+def _layer_line(name: str, record: LayerRecord, size: int) -> str:
+    """size: bytes of its codes and centers; 0 where they are another layer's."""
     shape = "x".join(map(str, record.shape))
-    size = sizes[f"{name}.packed"] + sizes[f"{name}.centers"]
     return f"  {name:<24} {record.kind:<8} {shape:>16} {record.levels:>4} levels {record.groups:>5} groups {size:>10,} bytes"
 
 
