@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,12 +28,12 @@ def main() -> None:
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="the run's description, a TOML file")],
-    algorithm: Annotated[Optional[str], typer.Option(help="run this algorithm alone")] = None,  # noqa: UP045
-    rounds: Annotated[Optional[int], typer.Option(help="number of rounds")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="the number that fixes every draw")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="directory for the results")] = None,  # noqa: UP045
+    algorithm: Annotated[str | None, typer.Option(help="run this algorithm alone")] = None,
+    rounds: Annotated[int | None, typer.Option(help="number of rounds")] = None,
+    seed: Annotated[int | None, typer.Option(help="the number that fixes every draw")] = None,
+    out: Annotated[Path | None, typer.Option(help="directory for the results")] = None,
     data_directory: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--data", help=f"directory of data files, else {data.DATA_VARIABLE}"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run that was killed")] = False,

@@ -74,13 +74,14 @@ class Message:
 class Update:
     """What a client step returns: the client's new state, its message (None: nothing travels), and what it spent.
 
-    evaluations: gradients of a loss on a batch that were taken.  loss: mean training loss over the local steps.
+    evaluations: gradients of a loss on a batch that were taken.
+    loss: mean training loss over the local steps, None where there were none.
     """
 
     state: ClientState
     message: Message | None
     evaluations: int
-    loss: float
+    loss: float | None
 
 
 def make_clients(

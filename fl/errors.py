@@ -13,5 +13,9 @@ class DataError(UserError):
     """Data that is missing, malformed or cannot be split as asked."""
 
 
+class DivergedError(UserError):
+    """Training that has left the finite numbers."""
+
+
 class CheckpointError(UserError):
     """A results directory that may not be written to, or a checkpoint that does not belong to the run."""

@@ -7,7 +7,7 @@ A record is one line of records.jsonl, one a round; round 0 is the state before 
   accuracy           every client's test accuracy, 0..1, of the model it would ship now (hard, packed weights)
   accuracy_mean      their mean;  accuracy_worst: their minimum
   validation         the same on the clients' validation parts;  validation_mean: their mean
-  loss               mean training loss of the drawn clients' steps; null where there is none or it is not finite
+  loss               mean training loss of the drawn clients' steps; null before training
   evaluations        gradient evaluations by client number, as text
   bytes_down         sent to the drawn clients;  bytes_up: received from them
   seconds            wall-clock time of the round; the only number that a repeated run does not repeat
@@ -145,7 +145,7 @@ def _difference(first: RunResult, other: RunResult) -> str:
 
 
 def plot(results: Sequence[RunResult], path: Path) -> None:
-    """Write a picture: test accuracy over the rounds, mean and worst client, and the bytes each algorithm moved.
+    """Write a picture: test accuracy over the rounds, the bytes each algorithm moved, and those its models take.
 
     path: its suffix decides the format; .png and .svg work everywhere.
     """
@@ -154,39 +154,54 @@ def plot(results: Sequence[RunResult], path: Path) -> None:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(10.5, 4.2), dpi=150, layout="constrained")
+        figure = Figure(figsize=(10.5, 4.4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)  # no display, and no global state of pyplot
-        left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
-        _plot_accuracy(left, results)
-        _plot_bytes(right, results)
+        axes = figure.subplot_mosaic([["accuracy", "wire"], ["accuracy", "model"]], width_ratios=[1.7, 1])
+        _plot_accuracy(axes["accuracy"], results)
+        _plot_wire(axes["wire"], results)
+        _plot_models(axes["model"], results)
         figure.savefig(path)
 
 
 def _plot_accuracy(axes: Any, results: Sequence[RunResult]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for position, result in enumerate(results):
         rounds = [record["round"] for record in result.records]
         mean = [100 * record["accuracy_mean"] for record in result.records]
         worst = [100 * record["accuracy_worst"] for record in result.records]
-        label = f"{_name(result)}, final {_percent(result.mean_accuracy)} %"
-        axes.plot(rounds, mean, color=f"C{position}", linewidth=1.8, label=label)
-        axes.plot(rounds, worst, color=f"C{position}", linewidth=0.9, linestyle=":")
+        label = f"{_name(result)}: {_percent(result.mean_accuracy)} % at the end"
+        color = f"C{position}"
+        axes.plot(rounds, mean, color=color, linewidth=1.8, label=label)
+        axes.plot(rounds, worst, color=color, linewidth=0.8, linestyle=":")
+        axes.plot(rounds[-1], 100 * result.mean_accuracy, "o", color=color, markersize=5, clip_on=False)
     axes.set(xlabel="round", ylabel="test accuracy, %", ylim=(0, 101), xlim=(0, None))
-    axes.set_title("Clients' accuracy (solid: mean, dotted: worst client)", fontsize=10, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("Clients' accuracy (solid: mean, dotted: worst, dot: shipped files)", fontsize=10, loc="left")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right", framealpha=0.9, edgecolor="none")
 
 
-def _plot_bytes(axes: Any, results: Sequence[RunResult]) -> None:
+def _plot_wire(axes: Any, results: Sequence[RunResult]) -> None:
     down = [result.total("bytes_down") / MIB for result in results]
     up = [result.total("bytes_up") / MIB for result in results]
     place = np.arange(len(results))
-    for offset, values, label, color in (
-        (-0.2, down, "server to clients", "0.45"),
-        (0.2, up, "clients to server", "0.75"),
-    ):
+    for offset, values, label, color in ((-0.2, down, "down", "0.45"), (0.2, up, "up", "0.75")):
         bars = axes.bar(place + offset, values, width=0.4, label=label, color=color)
         axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=9)
-    axes.set_xticks(place, [_name(result) for result in results])
-    axes.set(ylabel="MiB, whole run", ylim=(0, 1.25 * max([1e-6, *down, *up])))
-    axes.set_title("Bytes on the wire", fontsize=10, loc="left")
-    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    _name_bars(axes, results, max(down + up))
+    axes.set_title("On the wire, whole run, MiB", fontsize=10, loc="left")
+    axes.legend(loc="upper center", ncols=2, frameon=False, fontsize=9)
+
+
+def _plot_models(axes: Any, results: Sequence[RunResult]) -> None:
+    sizes = [float(np.mean([row.model_bytes for row in result.clients])) / 1024 for result in results]
+    bars = axes.bar(range(len(results)), sizes, width=0.5, color=[f"C{position}" for position in range(len(results))])
+    axes.bar_label(bars, [f"{size:.1f}" for size in sizes], padding=2, fontsize=9)
+    _name_bars(axes, results, max(sizes))
+    axes.set_title("A client's model file, mean, KiB", fontsize=10, loc="left")
+
+
+def _name_bars(axes: Any, results: Sequence[RunResult], highest: float) -> None:
+    axes.set_xticks(range(len(results)), [_name(result) for result in results])
+    axes.set_ylim(0, 1.35 * highest if highest > 0 else 1.0)

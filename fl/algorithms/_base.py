@@ -42,7 +42,7 @@ class Algorithm(ABC):
 
     def finish_client(self, job: Job, client: Client, state: ClientState, server: Tensors) -> Update:
         """What every client does once after the last round, without a message."""
-        return Update(state, None, 0, float("nan"))
+        return Update(state, None, 0, None)
 
     @abstractmethod
     def model(self, job: Job, client: Client, state: ClientState, server: Tensors) -> nn.Module:

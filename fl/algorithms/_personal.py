@@ -129,7 +129,7 @@ class Personal(Algorithm):
         """Fine-tune for one round the clients that were not drawn since the freeze; what they learn stays with them."""
         freeze_round = late_round(job, self.freeze_at)
         if freeze_round == job.rounds or state.scalars["last_round"] >= freeze_round:
-            return Update(state, None, 0, float("nan"))
+            return Update(state, None, 0, None)
         return replace(self.client_step(job, client, state, server, job.rounds), message=None)
 
     def _new_model(self, job: Job, client: Client, init: str) -> nn.Module:

@@ -12,7 +12,8 @@ import torch
 
 from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, Snapshot, describe
-from fl.core import Client, Job, Message, payload_bytes, sample_clients
+from fl.core import Client, Job, Message, Update, payload_bytes, sample_clients
+from fl.errors import DivergedError
 from fl.evaluation import Score, score
 from fl.result import ClientRow, RunResult, row_from_json
 from fl.shipping import load_model, save_model
@@ -83,10 +84,11 @@ def _play_round(job: Job, algorithm: Algorithm, clients: Sequence[Client], befor
     """One round as a function of the snapshot before it; only the record's seconds depend on the clock."""
     started = time.perf_counter()
     drawn = sample_clients(job.seed, before.round, len(clients), job.sample)
-    updates = {
-        number: algorithm.client_step(job, clients[number], before.clients[number], before.server, before.round)
-        for number in drawn
-    }
+    updates: dict[int, Update] = {}
+    for number in drawn:
+        state = before.clients[number]
+        updates[number] = algorithm.client_step(job, clients[number], state, before.server, before.round)
+        _check_finite(updates[number], f"{algorithm.name}: client {number} in round {before.round + 1}")
     messages: dict[int, Message] = {
         number: update.message for number, update in updates.items() if update.message is not None
     }
@@ -101,13 +103,21 @@ def _play_round(job: Job, algorithm: Algorithm, clients: Sequence[Client], befor
         before.round + 1,
         drawn,
         scores,
-        losses=[update.loss for update in updates.values()],
+        losses=[update.loss for update in updates.values() if update.loss is not None],
         evaluations={str(number): update.evaluations for number, update in updates.items()},
         bytes_down=payload_bytes(before.server) * len(drawn),
         bytes_up=sum(payload_bytes(message.tensors) for message in messages.values()),
     )
     record["seconds"] = time.perf_counter() - started
     return Snapshot(before.round + 1, server, states, [*before.records, record])
+
+
+def _check_finite(update: Update, where: str) -> None:
+    """Stop a run that has diverged before its numbers reach the server or a checkpoint."""
+    tensors = [*update.state.tensors.values(), *(update.message.tensors.values() if update.message else ())]
+    finite = update.loss is None or math.isfinite(update.loss)
+    if not finite or not all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point()):
+        raise DivergedError(f"{where}: training has diverged, its loss is {update.loss}, choose a lower rate")
 
 
 def _record(
@@ -124,7 +134,6 @@ def _record(
     """A round's record, its seconds excepted; report.py says what each key means."""
     tests = [one.test for one in scores]
     validations = [one.validation for one in scores]
-    loss = sum(losses) / len(losses) if losses else math.nan
     return {
         "algorithm": algorithm,
         "round": round_number,
@@ -134,7 +143,7 @@ def _record(
         "accuracy": tests,
         "validation_mean": sum(validations) / len(validations),
         "validation": validations,
-        "loss": loss if math.isfinite(loss) else None,
+        "loss": sum(losses) / len(losses) if losses else None,
         "evaluations": evaluations,
         "bytes_down": bytes_down,
         "bytes_up": bytes_up,
@@ -157,6 +166,7 @@ def _finish(
     rows = []
     for client in clients:
         update = algorithm.finish_client(job, client, snapshot.clients[client.id], snapshot.server)
+        _check_finite(update, f"{algorithm.name}: client {client.id} at the end")
         path = models / f"client_{client.id:03d}.safetensors"
         architecture, bits = algorithm.shipped(job, client)
         save_model(algorithm.model(job, client, update.state, snapshot.server), bits, path)

@@ -13,7 +13,7 @@ import qupedkern as qk
 from fl import Client, Federation, algorithms, storage
 from fl.algorithms import Algorithm
 from fl.core import ClientState, Job, Update
-from fl.errors import CheckpointError
+from fl.errors import CheckpointError, DivergedError
 from fl.evaluation import score
 from fl.shipping import load_model
 
@@ -223,6 +223,12 @@ def test_another_torch_is_named_when_a_run_resumes(
     (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "torch": "1.0"}))
     with pytest.warns(UserWarning, match=r"started with torch 1\.0 and resumed with"):
         run.run(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kind", [algorithms.QuPeD, algorithms.Local, algorithms.FedAvg])
+def test_a_run_that_diverges_stops_with_a_sentence(federation: Build, kind: type, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"client \d in round \d: training has diverged, .* choose a lower rate"):
+        federation(kind(rate=1e6, local_steps=20)).run(tmp_path / "run")
 
 
 def test_a_run_without_a_directory_says_where_it_is(
