@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qupedkern.nn import QuantizedLayer, mode, quantized_layers, row_gaps
+from qupedkern.nn._quantized import check_model
 from qupedkern.ops import assign, dequantize, prox_centers
 
-from .schedules import Schedule, freeze_step, value_at
+from .schedules import Schedule, check_schedule, freeze_step, value_at
 
 Closure = Callable[[], Tensor]
 _OWN_STATE = "quped"
@@ -43,7 +44,7 @@ class Codebook:
 
     @property
     def initial_rate(self) -> float:
-        return float(self.group.get("initial_lr", self.group["_quped_initial_lr"]))
+        return float(self.group.get("initial_lr", self.group.get("_quped_initial_lr", self.group["lr"])))
 
     @property
     def members_per_center(self) -> float:
@@ -88,7 +89,12 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         finetune_rate: float,
     ) -> None:
         self._name = type(self).__name__
-        self._check_options(optimizer, total_steps, freeze_at, center_clip, finetune_rate)
+        check_model(self._name, model)
+        self._check_options(optimizer, total_steps, freeze_at)
+        check_schedule(self._name, "center_lr", center_lr)
+        check_schedule(self._name, "eta_2", eta_2)
+        check_schedule(self._name, "center_clip", center_clip, zero=False)
+        check_schedule(self._name, "finetune_rate", finetune_rate, zero=False)
         self.model, self.inner = model, optimizer
         self.total_steps, self.freeze_step = total_steps, freeze_step(freeze_at, total_steps)
         self.center_lr, self.eta_2, self.center_clip, self.finetune_rate = center_lr, eta_2, center_clip, finetune_rate
@@ -100,9 +106,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.frozen = False
         self.last: dict[str, Tensor] = {}  # losses of the latest step, detached, by the mode they were taken in
 
-    def _check_options(
-        self, optimizer: Any, total_steps: Any, freeze_at: Any, center_clip: float, finetune_rate: float
-    ) -> None:
+    def _check_options(self, optimizer: Any, total_steps: Any, freeze_at: Any) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, QuantizedOptimizer):
             raise TypeError(f"{self._name}: optimizer must be a plain torch optimizer, got {type(optimizer).__name__}")
         if isinstance(optimizer, torch.optim.LBFGS):
@@ -113,10 +117,6 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{self._name}: total_steps must be a positive integer, got {total_steps!r}")
         if freeze_at is not None and not 0 <= freeze_at <= 1:
             raise ValueError(f"{self._name}: freeze_at must be None or a share of the steps in [0, 1], got {freeze_at}")
-        if not center_clip > 0 or not finetune_rate > 0:
-            raise ValueError(
-                f"{self._name}: center_clip and finetune_rate must be positive, got {center_clip} and {finetune_rate}"
-            )
 
     def _claim(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Codebook]:
         """One codebook per distinct weight; its centers leave the inner optimizer, where momentum and decay would move them."""
@@ -135,12 +135,16 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         centers = {id(book.centers) for book in codebooks.values()}
         if len(centers) != len(codebooks):
             raise ValueError(f"{self._name}: two weights share one centers parameter; give each its own")
+        self._check_codebooks(list(codebooks.values()))
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in centers]
             group.setdefault("_quped_initial_lr", float(group["lr"]))
         for center in [p for p in optimizer.state if id(p) in centers]:
             del optimizer.state[center]
         return list(codebooks.values())
+
+    def _check_codebooks(self, codebooks: list[Codebook]) -> None:
+        """What a subclass needs of the weights and their rates, before the inner optimizer is touched."""
 
     def _share_state(self) -> None:
         """The inner optimizer's groups and state, seen under this name: schedulers and state dicts work on either."""
@@ -163,7 +167,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if not self.frozen and self.steps_done >= self.freeze_step:
             self.freeze()
         self.last = {}
-        loss = self._frozen_step(closure, grad_scaler) if self.frozen else self._train_step(closure, grad_scaler)
+        scaler = grad_scaler if grad_scaler is not None and grad_scaler.is_enabled() else None
+        loss = self._frozen_step(closure, scaler) if self.frozen else self._train_step(closure, scaler)
         self.steps_done += 1
         return loss
 
@@ -203,19 +208,30 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             if scaler is None:
                 self.inner.step()
                 return True
-            scaler.unscale_(self.inner)
-            gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-            centers = [b.centers.grad for b in self.codebooks if center_gradients and b.centers.grad is not None]
-            for gradient in centers:
-                gradient.div_(scaler.get_scale())
-            finite = all(bool(g.isfinite().all()) for g in [*gradients, *centers])
-            if finite:
-                scaler.step(self.inner)
-            scaler.update()
-            return finite
+            return self._scaled_step(scaler, center_gradients)
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
+
+    def _scaled_step(self, scaler: Any, center_gradients: bool) -> bool:
+        """Unscale every gradient and step; an overflow in any, the centers' too, voids the step and lowers the scale."""
+        scale = scaler.get_scale()
+        scaler.unscale_(self.inner)
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        centers = [b.centers.grad for b in self.codebooks if center_gradients and b.centers.grad is not None]
+        for gradient in centers:
+            gradient.div_(scale)
+        finite = all(bool(g.isfinite().all()) for g in gradients)
+        if finite and not all(bool(g.isfinite().all()) for g in centers):
+            scaler.update(scale * scaler.get_backoff_factor())  # the scaler has not seen the centers' overflow
+            return False
+        if not gradients:  # only centers learn, and the scaler refuses to step on nothing
+            scaler.update(scale)
+            return True
+        if finite:
+            scaler.step(self.inner)
+        scaler.update()
+        return finite
 
     def _center_rate(self, book: Codebook) -> float:
         """eta_2: absolute where given, else center_lr * eta_1 * m / n."""
@@ -232,6 +248,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _move_centers(self, book: Codebook, strength: Tensor | float, norm: str, method: str | None) -> None:
         """c <- prox_{strength R(x, .)}(c - eta_2 h), the cells of the old centers; method None takes no prox, only sorts."""
+        if not book.centers.requires_grad:
+            return
         old = book.centers.detach().clone()
         moved = old - self._center_rate(book) * self._clipped(book.centers.grad, old)
         if method is not None:
@@ -274,6 +292,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
     def _follow(self, book: Codebook) -> None:
         """Step the centers of frozen codes; where two cross, their codes are renamed with them. Weights move along."""
         assert book.codes is not None
+        if not book.centers.requires_grad:
+            return
         moved = book.centers - self._center_rate(book) * self._clipped(book.centers.grad, book.centers)
         rows, order = moved.reshape(-1, moved.shape[-1]).sort(dim=-1, stable=True)
         rank = order.argsort(dim=-1).to(torch.uint8)  # [G, m]: where each center went
@@ -293,6 +313,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             raise RuntimeError(f"{self._name}: add parameter groups to the inner optimizer before wrapping it")
         super().add_param_group(param_group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)  # torch's own keeps only groups and state: a copy would have no model
+
     def state_dict(self) -> dict[str, Any]:
         """{"state", "param_groups"} of the inner optimizer and "quped": schedule position and, once frozen, the codes."""
         own: dict[str, Any] = {
@@ -310,6 +333,10 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                 f"{self._name}: this state dict is not one of a quantized optimizer (no {_OWN_STATE!r} entry)"
             )
         own = state_dict[_OWN_STATE]
+        if set(own) != {"steps_done", "evaluations", "frozen", "codes"}:
+            raise ValueError(
+                f"{self._name}: the {_OWN_STATE!r} entry of the state dict is damaged, it has {sorted(own)}"
+            )
         expected = {b.name: tuple(b.weight.shape) for b in self.codebooks} if own["frozen"] else {}
         came = {name: tuple(codes.shape) for name, codes in own["codes"].items()}
         if expected != came:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qupedkern.ops import prox_weights
 
 from ._base import Closure, Codebook, QuantizedOptimizer
-from .schedules import Schedule, linear_share, value_at
+from .schedules import Schedule, check_schedule, linear_share, value_at
 
 VARIANTS = ("simultaneous", "alternating", "hard")
 CENTER_PROXES = ("counted", "exact", "authors")
@@ -64,8 +64,19 @@ class QuPeD(QuantizedOptimizer):
             raise ValueError(
                 f"QuPeD: center_prox must be one of {', '.join(CENTER_PROXES)} or None, got {center_prox!r}"
             )
-        if dose is not None and (lam is not None or not dose >= 0):
-            raise ValueError(f"QuPeD: give a dose >= 0 or lam, not both, got dose={dose} and lam={lam}")
+        if dose is not None and lam is not None:
+            raise ValueError(f"QuPeD: give dose or lam, not both, got dose={dose} and lam={lam}")
+        if callable(dose) or isinstance(dose, str):
+            raise TypeError(
+                f"QuPeD: dose must be a number or None, got {type(dose).__name__}; a schedule goes into lam"
+            )
+        check_schedule("QuPeD", "dose", dose)
+        check_schedule("QuPeD", "lam", lam)
+        check_schedule("QuPeD", "sharpness", sharpness, zero=False)
+        check_schedule("QuPeD", "P", P, zero=False)
+        self.variant, self.norm, self.center_prox = variant, norm, center_prox
+        self.dose = _DOSE[variant] if dose is None else dose
+        self.sharpness, self.P, self.lam = sharpness, P, lam
         super().__init__(
             model,
             optimizer,
@@ -76,9 +87,13 @@ class QuPeD(QuantizedOptimizer):
             center_clip=center_clip,
             finetune_rate=finetune_rate,
         )
-        self.variant, self.norm, self.center_prox = variant, norm, center_prox
-        self.dose = _DOSE[variant] if dose is None else dose
-        self.sharpness, self.P, self.lam = sharpness, P, lam
+
+    def _check_codebooks(self, codebooks: list[Codebook]) -> None:
+        still = [book.name for book in codebooks if not book.initial_rate > 0]
+        if self.lam is None and self.dose > 0 and still:
+            raise ValueError(
+                f"QuPeD: a dose is spent at the initial rate, which is 0 for {', '.join(still)}; give lam instead"
+            )
 
     def _lambda(self, book: Codebook) -> Tensor | float:
         """lambda of this step: absolute, or the row's share of the dose, [G]."""
@@ -95,6 +110,8 @@ class QuPeD(QuantizedOptimizer):
     @torch.no_grad()
     def _prox_weights(self) -> None:
         for book in self.codebooks:
+            if not book.weight.requires_grad:
+                continue
             strength = book.rate * self._lambda(book)
             book.weight.copy_(prox_weights(book.weight, book.centers, strength, self.norm))
 

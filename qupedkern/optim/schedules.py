@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 Schedule = float | Callable[[int], float]
 
@@ -10,6 +12,16 @@ Schedule = float | Callable[[int], float]
 def value_at(schedule: Schedule, step: int) -> float:
     """The number itself, or the function's value at this step (0-based)."""
     return float(schedule(step) if callable(schedule) else schedule)
+
+
+def check_schedule(owner: str, name: str, value: Any, *, zero: bool = True) -> None:
+    """A function of the step, None, or a finite number >= 0 (> 0 where zero is not allowed)."""
+    if value is None or callable(value):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{owner}: {name} must be a number or a function of the step, got {type(value).__name__}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{owner}: {name} must be finite and {'>=' if zero else '>'} 0, got {value}")
 
 
 def linear_share(step: int, steps: int) -> float:
