@@ -484,7 +484,7 @@ def test_whatever_happened_to_a_file_loading_refuses_it_or_gives_valid_layers(pa
             assert bool((layer.centers.diff(dim=-1) >= 0).all())
             assert int(layer.codes().max()) < layer.levels
         assert model(X).shape == (2, 3)
-    assert min(outcomes.values()) > 30, outcomes  # both ways are tried
+    assert min(outcomes.values()) > 5, outcomes  # both ways are tried
 
 
 # -- the command line -----------------------------------------------------------------------------------------------------
