@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,6 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     print(f"\nrecords: {path}")
 
 
-def _digits_job(job: tuple[str, str, str, int]) -> Any:
-    from . import digits
-
-    return digits.run(*job)
-
-
 def train_digits(options: argparse.Namespace) -> None:
     """Every network of the table, in worker processes of one torch thread each; same seeds, same numbers."""
     from rich.progress import track
@@ -37,9 +32,9 @@ def train_digits(options: argparse.Namespace) -> None:
 
     todo = digits.jobs(options.seeds)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(options.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        done = track(pool.imap(_digits_job, todo, chunksize=21), total=len(todo), description="digits")
-        rows = list(done)
+    with ProcessPoolExecutor(options.jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        done = pool.map(digits.run_job, todo, chunksize=digits.NETWORKS_PER_START)
+        rows = list(track(done, total=len(todo), description="digits"))
     print(digits.table(rows))
     _write(options.out or RESULTS / "digits.jsonl", [{**digits.record(row), **machine.description()} for row in rows])
 

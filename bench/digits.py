@@ -147,6 +147,13 @@ def run(architecture: str, method: str, width: str, seed: int, part: str = "test
     return Row("digits", architecture, method, width, seed, accuracy, evaluations, time.perf_counter() - started)
 
 
+def run_job(job: tuple[str, str, str, int]) -> Row:
+    return run(*job)
+
+
+NETWORKS_PER_START = 1 + len(LEVELS) * len(METHODS)  # float, and each method at each width
+
+
 def jobs(seeds: int) -> list[tuple[str, str, str, int]]:
     """Every network of the table, those of one warm start together."""
     widths = [("float", "float"), *((method, width) for width in LEVELS for method in METHODS)]
