@@ -73,6 +73,23 @@ def test_records_and_rows_agree(federation: Build, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == json.loads(json.dumps(result.summary()))
 
 
+def test_a_result_prints_its_table_and_draws_its_picture(
+    federation: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = federation(algorithms.QuPeD(distill=0.25, temperature=2.0, local_steps=1), rounds=1).run(tmp_path / "run")
+    capsys.readouterr()
+    result.table()
+    printed = capsys.readouterr().out
+    for row in result.clients:
+        device = f"{row.architecture} {row.bits}"
+        line = next(line for line in printed.splitlines() if line.split()[:1] == [str(row.client)])
+        assert device in line
+        assert line.split()[-1] == f"{100 * row.accuracy:.1f}"
+    for name in ("run.png", "run.svg"):
+        result.plot(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
 def test_training_raises_accuracy(federation: Build, tmp_path: Path) -> None:
     result = federation(algorithms.QuPeD(), rounds=8, sample=0.75).run(tmp_path / "run")
     assert result.records[0]["accuracy_mean"] < 0.4
