@@ -17,7 +17,12 @@ QK_HD float prox_l1(float y, float q, float strength) {
 // 2t / (1 + 2t), the share of the way to q, in a form whose terms do not overflow
 QK_HD float prox_l2_share(float strength) { return strength / (0.5f + strength); }
 
-// y - (y - q) share
-QK_HD float prox_l2(float y, float q, float share) { return y - (y - q) * share; }
+// y - (y - q) share, but never past q, where the rounding of a large gap can carry it out of the cell; NaN stays
+QK_HD float prox_l2(float y, float q, float share) {
+  const float gap = y - q;
+  const float moved = y - gap * share;
+  const bool past = gap > 0.0f ? moved < q : moved > q;
+  return past ? q : moved;
+}
 
 }  // namespace qk::math

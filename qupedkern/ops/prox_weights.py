@@ -35,6 +35,8 @@ def reference(x: Tensor, centers: Tensor, strength: Tensor, norm: str) -> Tensor
         moved = torch.where(gap.abs() <= t, q, y - t * gap.sign())
     else:
         moved = y - gap * (t / (0.5 + t))  # 2t / (1 + 2t), to the bit, without its overflow
+        past = torch.where(gap > 0, moved < q, moved > q)  # the rounding of a large gap can carry it out of the cell
+        moved = torch.where(past, q, moved)
     return moved.to(x.dtype).reshape(x.shape)
 
 
