@@ -144,6 +144,19 @@ def test_where_centers_cross_their_codes_are_renamed_and_the_weights_move_with_t
 
 
 @pytest.mark.parametrize("maker", list(MAKERS))
+@pytest.mark.parametrize("inner", list(INNER))
+def test_after_the_freeze_neither_momentum_nor_decay_moves_a_weight(maker: str, inner: str) -> None:
+    model = network()
+    for layer in (model[0], model[2]):
+        layer.centers.requires_grad_(False)  # so that nothing else moves it
+    optimizer = MAKERS[maker](model, INNER[inner](model), total_steps=6, freeze_at=0.5)
+    train(model, optimizer, 0, 4)
+    before = tensors_of(model)
+    train(model, optimizer, 4, 6)
+    assert differences(before, tensors_of(model)) == ["0.bias", "2.bias"]
+
+
+@pytest.mark.parametrize("maker", list(MAKERS))
 def test_after_the_freeze_the_rate_is_the_fine_tuning_rate(maker: str) -> None:
     moves = []
     for finetune_rate in (0.1, 0.2):

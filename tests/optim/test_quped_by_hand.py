@@ -127,6 +127,26 @@ def test_a_step_is_algorithm_1_to_the_bit(variant: str, norm: str, center_prox: 
     assert differences(start, tensors_of(model)) == list(start)  # every tensor moved
 
 
+@pytest.mark.parametrize("center_prox", ["counted", "exact", None])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_in_which_centers_cross_is_algorithm_1_and_leaves_sorted_rows(
+    variant: str, center_prox: str | None
+) -> None:
+    model, eta_2, P, crossings = network(), 5.0, 25.0, 0
+    by_hand = ByHand(model, INNER["sgd"])
+    options: dict[str, Any] = {"variant": variant, "center_prox": center_prox, "lam": 0.001, "eta_2": eta_2, "P": P}
+    optimizer = qk.QuPeD(model, INNER["sgd"](parameters_in_order(model)), total_steps=10, **options)
+    for step in range(4):
+        data, centers = batch(step), model[0].centers.detach().clone()
+        by_hand.step(data, variant, "l1", center_prox, [0.001] * 2, [eta_2] * 2, [P] * 2)
+        optimizer.step(lambda data=data: F.cross_entropy(model(data[0]), data[1]))
+        h = model[0].centers.grad  # what the step has used
+        crossings += int(((centers - eta_2 * h.clamp(-10, 10)).diff() < 0).sum())
+        assert not differences(tensors_of(model), by_hand.state()), step
+        assert bool((model[0].centers.diff() >= 0).all())
+    assert crossings > 0
+
+
 @pytest.mark.parametrize("inner", list(INNER))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_inner_optimizer_makes_the_step_inside_the_prox(variant: str, inner: str) -> None:
@@ -246,10 +266,11 @@ def test_statistics_of_batch_norm_come_from_one_quantized_evaluation(variant: st
     assert model[1].track_running_stats
 
 
-def test_straight_through_is_the_inner_step_at_the_hard_weight_and_the_cells_gradient() -> None:
+@pytest.mark.parametrize("eta_2", [0.01, 5.0])  # centers cross at 5
+def test_straight_through_is_the_inner_step_at_the_hard_weight_and_the_cells_gradient(eta_2: float) -> None:
     model = network(groups="channel")
     by_hand = ByHand(model, INNER["momentum"])
-    optimizer = qk.StraightThrough(model, INNER["momentum"](parameters_in_order(model)), total_steps=10, eta_2=0.01)
+    optimizer = qk.StraightThrough(model, INNER["momentum"](parameters_in_order(model)), total_steps=10, eta_2=eta_2)
     for step in range(4):
         data = batch(step)
         weights = [w.detach().requires_grad_() for w in by_hand.hard()]
@@ -261,7 +282,7 @@ def test_straight_through_is_the_inner_step_at_the_hard_weight_and_the_cells_gra
         by_hand.inner.step()
         with torch.no_grad():
             for c, gradient in zip(by_hand.c, h, strict=True):
-                c.copy_((c - 0.01 * gradient.clamp(-10, 10)).sort(dim=-1).values)
+                c.copy_((c - eta_2 * gradient.clamp(-10, 10)).sort(dim=-1).values)
         got = optimizer.step(lambda data=data: F.cross_entropy(model(data[0]), data[1]))
         assert torch.equal(got, loss.detach())  # f(Q_c(x))
         assert not differences(tensors_of(model), by_hand.state()), step
