@@ -27,9 +27,9 @@ from qupedkern.nn import (
     packed_layers,
     quantized_layers,
 )
-from qupedkern.nn._quantized import check_model
+from qupedkern.nn._quantized import check_model, sorted_codebook
 from qupedkern.nn.convert import replace_modules
-from qupedkern.ops import unpack_codes
+from qupedkern.ops import pack_codes, unpack_codes
 
 FORMAT = "qupedkern"
 FORMAT_VERSION = 1
@@ -81,8 +81,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a packed model as one safetensors file, atomically: codes at `bits` bits a weight, centers, and the rest as it is.
 
     model: packed by pack_ (quantized layers that are not packed yet are refused).  path: replaced only once the new file
-    is complete. Raises ValueError for a model without packed layers or with a state that is not tensors, OSError where the
-    file cannot be written.
+    is complete. Centers that training has made cross are written in order, with their codes; the model stays as it is.
+    Raises ValueError for a model without packed layers, with centers that are not finite or with a state that is not
+    tensors, OSError where the file cannot be written.
     """
     check_model("save", model)
     unpacked = quantized_layers(model)
@@ -92,6 +93,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"save: the model {what}; call pack_ on it first")
     if "" in layers:
         raise ValueError("save: the model is itself a packed layer; wrap it, for example in nn.Sequential")
+    in_order: dict[int, Tensor] = {}
+    for name, layer in layers.items():
+        in_order.update(_in_order(name, layer))
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     stored: dict[int, str] = {}
@@ -103,7 +107,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         else:
             stored[id(tensor)] = name
             # cloned, for tensors that are views of one another cannot share a file
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            value = in_order.get(id(tensor), tensor)
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -123,6 +128,17 @@ def _sorted_metadata(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+@torch.no_grad()
+def _in_order(name: str, layer: PackedLayer) -> dict[int, Tensor]:
+    """What to write in place of a layer's codes and centers where its centers have crossed; a file has them ascending."""
+    if not bool(layer.centers.isfinite().all()):
+        raise ValueError(f"save: the centers of {name} must be finite, got a NaN or an infinity")
+    if bool((layer.centers.diff(dim=-1) >= 0).all()):
+        return {}
+    codes, centers = sorted_codebook(layer.codes(), layer.centers)
+    return {id(layer.packed): pack_codes(codes, layer.bits), id(layer.centers): centers}
 
 
 def _names_of(model: nn.Module, layers: Iterable[nn.Module]) -> set[str]:
@@ -319,6 +335,11 @@ def _build(name: str, record: LayerRecord, tensors: dict[str, Tensor], module: n
         layer: PackedLayer = PackedLinear(packed=packed, centers=centers, bias=bias, **arguments)
     else:
         layer = PackedConv2d(arguments, packed, centers, bias)
+    own_centers, own_bias = getattr(module, "centers", module.weight), module.bias
+    assert isinstance(own_centers, Tensor)
+    layer.centers.requires_grad_(own_centers.requires_grad)
+    if isinstance(layer.bias, Tensor) and isinstance(own_bias, Tensor):
+        layer.bias.requires_grad_(own_bias.requires_grad)
     return layer.train(module.training)
 
 
@@ -327,9 +348,15 @@ def load_(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     The file is checked against the model before anything changes: format, version, every layer's kind, shape and arguments,
     every tensor's name, shape and type, codes below the levels, centers finite and ascending. Tensors go to the devices
-    of the parameters they replace. Raises FileError (a ValueError) with one sentence, or FileNotFoundError.
+    of the parameters they replace, and are trainable where those were. Raises FileError (a ValueError) with one sentence,
+    FileNotFoundError, or ValueError for a model without storage.
     """
     check_model("load_", model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type == "meta":
+            raise ValueError(
+                f"load_: the model must hold its tensors, got {name} on the meta device; build it on a real one"
+            )
     header = read_header(path)
     tensors = read_tensors(path, header)
     modules = dict(model.named_modules())

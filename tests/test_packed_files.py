@@ -140,6 +140,37 @@ def test_shared_weights_modules_and_storage_round_trip_and_are_stored_once(tmp_p
     assert (tmp_path / "tied").stat().st_size == 8 + header_bytes + qk.summary(model).total_bytes
 
 
+@pytest.mark.parametrize("groups", ["tensor", "channel"])
+def test_centers_that_have_crossed_are_written_in_order_and_mean_the_same(path: Path, groups: str) -> None:
+    # a few steps of any optimizer on a packed model's centers can do it; the file was then refused
+    model = packed(groups=groups, levels=5)
+    with torch.no_grad():
+        for layer in packed_layers(model).values():
+            layer.centers.copy_(layer.centers.roll(2, dims=-1))
+    before, expected = state(model), model(X)
+    qk.save(model, path)
+    assert state(model) == before
+    loaded = qk.load(factory, path)
+    assert torch.equal(loaded(X), expected)
+    for layer in packed_layers(loaded).values():
+        assert bool((layer.centers.diff(dim=-1) >= 0).all())
+
+
+def test_loading_keeps_what_is_trainable_and_refuses_a_model_without_storage(path: Path) -> None:
+    model = factory()
+    model[0].requires_grad_(False)
+    model[5].bias.requires_grad_(False)
+    qk.load_(model, path)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        "1.weight",
+        "1.bias",
+        "4.centers",
+        "5.centers",
+    }
+    with pytest.raises(ValueError, match=r"^load_: the model must hold its tensors, got 0.weight on the meta device"):
+        qk.load_(factory().to("meta"), path)
+
+
 @pytest.mark.parametrize("moment", ["write", "replace"])
 def test_a_failing_write_leaves_the_old_file_and_no_rest(
     path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
@@ -181,10 +212,14 @@ def test_save_refuses_what_it_cannot_write_with_a_sentence(tmp_path: Path) -> No
             return "text"
 
     extra = nn.Sequential(Extra(3, 3), packed())
+    broken = packed()
+    with torch.no_grad():
+        broken[4].centers[0] = float("nan")
     cases: list[tuple[Any, Path, type[Exception], str]] = [
         (factory(), tmp_path / "m", ValueError, "the model has no packed layers; call pack_ on it first"),
         (quantized, tmp_path / "m", ValueError, "the model has layers that are not packed (4)"),
         (extra, tmp_path / "m", ValueError, "the state of the model must be tensors, got str for 0._extra_state"),
+        (broken, tmp_path / "m", ValueError, "the centers of 4 must be finite, got a NaN or an infinity"),
         ({}, tmp_path / "m", TypeError, "model must be a torch.nn.Module, got dict"),
         (packed(), tmp_path, OSError, f"{tmp_path} is a folder"),
         (packed(), tmp_path / "no" / "m", OSError, f"{tmp_path / 'no' / 'm'} is in a folder that does not exist"),

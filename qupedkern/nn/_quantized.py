@@ -52,6 +52,14 @@ def absolute_sharpness(centers: Tensor, sharpness: float) -> Tensor:
     return torch.where(gaps > 0, sharpness / gaps, torch.ones_like(gaps)).clamp(max=torch.finfo(gaps.dtype).max)
 
 
+def sorted_codebook(codes: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """The same values with every row of centers ascending: where centers have crossed, codes are renamed with them."""
+    rows, order = centers.reshape(-1, centers.shape[-1]).sort(dim=-1, stable=True)
+    rank = order.argsort(dim=-1).to(torch.uint8)  # [G, m]: where each center went
+    by_row = codes.reshape(rank.shape[0], -1).long()
+    return rank.gather(1, by_row).reshape(codes.shape), rows.reshape(centers.shape)
+
+
 class QuantizedLayer(nn.Module):
     """Mixin of the Quant* layers: `weight` (float), `centers` [m] or [G, m], and a mode that train() and eval() never change."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qupedkern.nn import QuantizedLayer, mode, quantized_layers, row_gaps
-from qupedkern.nn._quantized import check_model
+from qupedkern.nn._quantized import check_model, sorted_codebook
 from qupedkern.ops import assign, dequantize, prox_centers
 
 from .schedules import Schedule, check_schedule, freeze_step, value_at
@@ -295,11 +295,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if not book.centers.requires_grad:
             return
         moved = book.centers - self._center_rate(book) * self._clipped(book.centers.grad, book.centers)
-        rows, order = moved.reshape(-1, moved.shape[-1]).sort(dim=-1, stable=True)
-        rank = order.argsort(dim=-1).to(torch.uint8)  # [G, m]: where each center went
-        by_row = book.codes.reshape(rank.shape[0], -1).long()
-        book.codes = rank.gather(1, by_row).reshape(book.codes.shape)
-        book.centers.copy_(rows.reshape(moved.shape))
+        book.codes, ascending = sorted_codebook(book.codes, moved)
+        book.centers.copy_(ascending)
         book.weight.copy_(dequantize(book.codes, book.centers))
 
     # -- state ----------------------------------------------------------------------------------------------------
