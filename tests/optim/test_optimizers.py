@@ -345,6 +345,34 @@ def test_scaling_works_where_only_centers_learn_after_the_freeze() -> None:
         assert differences(before, tensors_of(model)) == ["0.weight", "0.centers"]
 
 
+# -- other types and forms of a model --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_a_model_of_another_float_type_trains_freezes_and_packs(maker: str, dtype: torch.dtype) -> None:
+    model = network(groups="channel", dtype=dtype)
+    optimizer = MAKERS[maker](model, sgd(model), total_steps=10)
+    x, y = batch(0, dtype=dtype)
+    losses = [float(optimizer.step(lambda: F.cross_entropy(model(x).float(), y))) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    with qk.mode(model, "hard"):
+        expected = model(x)
+    assert torch.equal(model(x), expected)
+    assert torch.equal(qk.pack_(model)(x), expected)
+
+
+@pytest.mark.parametrize("maker", list(MAKERS))
+def test_a_compiled_model_trains_to_the_same_bits(maker: str) -> None:
+    plain, inside = network(), network()
+    torch._dynamo.reset()
+    compiled = torch.compile(inside, fullgraph=True, backend="aot_eager")
+    train(plain, MAKERS[maker](plain, sgd(plain), total_steps=5, freeze_at=0.6), 0, 5)
+    train(compiled, MAKERS[maker](compiled, sgd(inside), total_steps=5, freeze_at=0.6), 0, 5)
+    assert not differences(tensors_of(plain), tensors_of(inside))
+
+
 # -- same bits -------------------------------------------------------------------------------------------------------------
 
 
