@@ -40,6 +40,8 @@ def reference(x: Tensor, levels: int, num_groups: int, method: str) -> Tensor:
         raise ValueError("init_centers: x must be finite, got a NaN or an infinity")
     rule = {"kmeans": _kmeans, "linspace": _linspace, "quantile": _quantile, "signed_mean": _signed_mean}[method]
     centers = rule(values, levels).to(values.dtype)
+    # Exact in real numbers; in floats a (1 - w) + b w and a mean can leave their order, or the range, by an ulp.
+    centers = centers.clamp(min=values.amin(1, keepdim=True), max=values.amax(1, keepdim=True)).sort(dim=1).values
     return centers.reshape(levels) if num_groups == 1 else centers
 
 
@@ -85,7 +87,7 @@ def kmeans_1d(row: np.ndarray, levels: int) -> np.ndarray:
     distinct, counts = np.unique(row, return_counts=True)
     if len(distinct) <= levels:
         return np.concatenate([distinct, np.full(levels - len(distinct), distinct[-1])])
-    shift = row.mean()
+    shift = np.average(distinct, weights=counts)
     u = distinct - shift  # prefix sums lose less near zero
     prefix = [np.concatenate([[0.0], np.cumsum(counts * u**power)]) for power in (0, 1, 2)]
 
@@ -102,9 +104,8 @@ def kmeans_1d(row: np.ndarray, levels: int) -> np.ndarray:
     edges = [size]
     for k in range(levels - 1, -1, -1):
         edges.append(int(starts[k, edges[-1] - 1]))
-    edges.reverse()
-    weight, total, _ = (np.diff(p[edges]) for p in prefix)
-    return total / weight + shift
+    first = edges[:0:-1]  # of each segment; sums over it alone, where a difference of prefix sums would cancel
+    return np.add.reduceat(counts * u, first) / np.add.reduceat(counts, first) + shift
 
 
 def _layer(previous: np.ndarray, cost: Any, k: int, size: int) -> tuple[np.ndarray, np.ndarray]:
