@@ -1,15 +1,11 @@
-"""Packed files: exact round trips, and one sentence for every file that is not what it should be."""
+"""Packed files: exact round trips, atomic writes, inspect."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import struct
 import subprocess
 import sys
-import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +13,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from packed_models import X, factory, joined, packed, parts, rewritten, state
 from torch import Tensor, nn
 
 import qupedkern as qk
 from qupedkern.nn import packed_layers
-from qupedkern.packed import read_header, read_tensors, write_atomically
-
-
-def factory() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(144, 5, bias=False),
-        nn.Linear(5, 3),
-    ).eval()
-
-
-def packed(seed: int = 0, **options: Any) -> nn.Module:
-    torch.manual_seed(seed)
-    model = factory()
-    qk.quantize_(model, rule=lambda *_: True, **{"levels": 3, **options})
-    return qk.pack_(model)
-
-
-X = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6)
+from qupedkern.packed import read_header, write_atomically
 
 
 @pytest.fixture
@@ -51,10 +26,6 @@ def path(tmp_path: Path) -> Path:
     file = tmp_path / "model.safetensors"
     qk.save(packed(), file)
     return file
-
-
-def state(model: nn.Module) -> dict[str, bytes]:
-    return {name: repr((t.dtype, t.shape, t.tolist())).encode() for name, t in model.state_dict().items()}
 
 
 # -- round trips --------------------------------------------------------------------------------------------------------
@@ -229,297 +200,6 @@ def test_save_refuses_what_it_cannot_write_with_a_sentence(tmp_path: Path) -> No
             qk.save(model, where)
         assert sentence in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-# -- files that are not what they should be -------------------------------------------------------------------------------
-
-
-def parts(file: bytes) -> tuple[dict[str, Any], bytes]:
-    (size,) = struct.unpack("<Q", file[:8])
-    return json.loads(file[8 : 8 + size]), file[8 + size :]
-
-
-def joined(header: dict[str, Any], body: bytes) -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + body
-
-
-def refused(path: Path, content: bytes | None = None, make: Callable[[], nn.Module] = factory) -> str:
-    """Load the file; it must be one FileError that names it, and the model unchanged to the bit. Returns the problem."""
-    if content is not None:
-        path.write_bytes(content)
-    model = make()
-    before, modules = state(model), list(model.modules())
-    with pytest.raises(qk.FileError) as caught:
-        qk.load_(model, path)
-    text = str(caught.value)
-    assert text.startswith(f"load: {path}: ")
-    assert "\n" not in text
-    assert len(text) < 600 + len(str(path))
-    assert state(model) == before
-    assert list(model.modules()) == modules
-    with pytest.raises(qk.FileError):
-        qk.load(make, path)
-    return text.removeprefix(f"load: {path}: ")
-
-
-@pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 100, -1])
-def test_a_truncated_file_is_refused(path: Path, cut: int) -> None:
-    assert "not a readable safetensors file" in refused(path, path.read_bytes()[:cut])
-
-
-@pytest.mark.parametrize("extra", [b"\0", b"x" * 1000])
-def test_bytes_after_the_end_are_refused(path: Path, extra: bytes) -> None:
-    assert "not a readable safetensors file" in refused(path, path.read_bytes() + extra)
-
-
-@pytest.mark.parametrize("size", [1, 8, 100, 5000])
-def test_random_bytes_are_refused(path: Path, size: int) -> None:
-    assert "not a readable safetensors file" in refused(path, random.Random(size).randbytes(size))
-
-
-def test_another_architecture_is_refused(path: Path) -> None:
-    def wider() -> nn.Module:
-        model = factory()
-        model[5] = nn.Linear(5, 4)
-        return model
-
-    def other_padding() -> nn.Module:
-        model = factory()
-        model[0] = nn.Conv2d(1, 4, 3, padding=1)
-        return model
-
-    def other_kind() -> nn.Module:
-        model = factory()
-        model[0] = nn.Linear(1, 4)
-        return model
-
-    def with_bias() -> nn.Module:
-        model = factory()
-        model[4] = nn.Linear(144, 5)
-        return model
-
-    def subclass() -> nn.Module:
-        class Own(nn.Linear):
-            pass
-
-        model = factory()
-        model[5] = Own(5, 3)
-        return model
-
-    def more() -> nn.Module:
-        return factory().append(nn.BatchNorm1d(3))
-
-    for make, sentence in (
-        (wider, "layer '5' does not fit the model's: file torch.float32 (3, 5), with bias; model torch.float32 (4, 5)"),
-        (other_padding, "layer '0' does not fit the model's: file {"),
-        (other_kind, "layer '0' is a conv2d layer, the model has a Linear there"),
-        (with_bias, "layer '4' does not fit the model's"),
-        (subclass, "layer '5' is a linear layer, the model has a Own there"),
-        (more, "its tensors do not fit the model (missing ['6.bias', '6.num_batches_tracked', '6.running_mean'"),
-        (lambda: factory().double(), "file torch.float32 (4, 1, 3, 3), with bias; model torch.float64 (4, 1, 3, 3)"),
-        (lambda: factory()[:4], "the model has no layer '4'"),
-    ):
-        assert sentence in refused(path, make=make), sentence
-
-
-Tensors = dict[str, Tensor]
-
-
-def rewritten(path: Path, change: Callable[[Tensors], object], **metadata: str) -> None:
-    """The same file with its tensors changed and other metadata."""
-    header, tensors = read_header(path), read_tensors(path, read_header(path))
-    change(tensors)
-    old = parts(path.read_bytes())[0]["__metadata__"]
-    assert header.version == 1
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path, {**old, **metadata})
-
-
-def put(name: str, value: Tensor | Callable[[Tensor], Tensor]) -> Callable[[Tensors], object]:
-    return lambda tensors: tensors.update({name: value(tensors[name]) if callable(value) else value})
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda t: t.pop("4.packed"), "layer '4' must have the tensors ['4.centers', '4.packed'], got ['4.centers']"),
-        (lambda t: t.pop("5.bias"), "layer '5' must have the tensors ['5.bias', '5.centers', '5.packed']"),
-        (lambda t: t.pop("1.running_var"), "missing ['1.running_var'], unexpected none"),
-        (put("4.bias", torch.zeros(5)), "layer '4' must have the tensors"),
-        (put("4.extra.deep", torch.zeros(5)), "unexpected ['4.extra.deep']"),
-        (put("7.weight", torch.zeros(5)), "unexpected ['7.weight']"),
-        (put("1.weight", torch.zeros(5)), "1.weight must be torch.float32 (4,), got torch.float32 (5,)"),
-        (put("1.weight", lambda w: w.double()), "1.weight must be torch.float32 (4,), got torch.float64 (4,)"),
-        (put("4.centers", lambda c: c.double()), "file torch.float64 (5, 144), without bias; model torch.float32"),
-        (put("4.centers", lambda c: c.int()), "4.centers must be (3,) of one float type in the layer, got torch.int32"),
-        (put("4.centers", lambda c: c[:2]), "4.centers must be (3,)"),
-        (put("4.centers", lambda c: c[None]), "4.centers must be (3,)"),
-        (put("4.centers", lambda c: c.flip(0)), "4.centers must be finite and ascending"),
-        (put("4.centers", lambda c: c * float("nan")), "4.centers must be finite and ascending"),
-        (put("4.centers", lambda c: c + torch.tensor([0, 0, float("inf")])), "4.centers must be finite and ascending"),
-        (put("4.packed", lambda p: p[:-1]), "4.packed does not hold (5, 144) codes of 2 bits"),
-        (put("4.packed", lambda p: torch.cat([p, p])), "4.packed does not hold (5, 144) codes of 2 bits"),
-        (put("4.packed", lambda p: p.to(torch.int8)), "4.packed does not hold (5, 144) codes of 2 bits"),
-        (put("4.packed", lambda p: p | 3), "4.packed has code 3, the layer has 3 levels"),
-        (put("5.bias", lambda b: b.half()), "5.bias must be (3,) of one float type in the layer, got torch.float16"),
-        (put("5.bias", torch.zeros(4)), "5.bias must be (3,)"),
-    ],
-)
-def test_wrong_tensors_are_refused(path: Path, change: Callable[[Tensors], object], sentence: str) -> None:
-    rewritten(path, change)
-    assert sentence in refused(path)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "sentence"),
-    [
-        ({"format": "gguf"}, "not a packed model of this library (format 'gguf', needed 'qupedkern')"),
-        ({"format_version": "2"}, "written in format version '2', this version reads 1; update qupedkern"),
-        ({"layers": "{}"}, "its metadata names no layers"),
-        ({"layers": "[]"}, "its metadata names no layers"),
-        ({"layers": "NaN"}, "its metadata names no layers"),
-        ({"layers": '{"0": 1'}, "its metadata cannot be read (JSONDecodeError"),
-        ({"layers": "[" * 100_000}, "its metadata cannot be read (RecursionError"),
-        ({"layers": '{"a":' * 100_000}, "its metadata cannot be read (RecursionError"),
-        ({"layers": "9" * 100_000}, "its metadata cannot be read (ValueError"),
-        ({"layers": '{"a\\u001b[31m\\n": 1}'}, "names in its metadata must be printable"),
-        ({"layers": '{"\\ud800": 1}'}, "names in its metadata must be printable"),
-        ({"layers": '{"%s": 1}' % ("x" * 10_000)}, " ..."),
-        ({"layers": '{"../../etc": {}}'}, "layer '../../etc' must be described by arguments, bias, bits, groups, kind"),
-        ({"aliases": "[]"}, "its metadata names no layers"),
-        ({"aliases": '{"a": 1}'}, "its metadata must map aliases to names"),
-        ({"aliases": '{"a": "b"}'}, "alias 'a' of 'b' points nowhere"),
-        ({"aliases": '{"a": "b", "b": "a"}'}, "points nowhere"),
-        ({"aliases": '{"4.packed": "5.packed"}'}, "alias '4.packed' of '5.packed' points nowhere"),
-        ({"aliases": '{"/etc/passwd": "5.packed"}'}, "unexpected ['/etc/passwd']"),
-    ],
-)
-def test_wrong_metadata_is_refused(path: Path, metadata: dict[str, str], sentence: str) -> None:
-    header, body = parts(path.read_bytes())
-    header["__metadata__"].update(metadata)
-    assert sentence in refused(path, joined(header, body))
-
-
-HUGE = 2**40
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "sentence"),
-    [
-        ("kind", "lstm", "has kind 'lstm', this version knows linear, conv2d"),
-        ("kind", ["linear"], "has kind ['linear'], this version knows linear, conv2d"),
-        ("kind", "conv2d", "layer '5' is a conv2d layer, the model has a Linear there"),
-        ("levels", 1, "needs levels from 2 to 256, got 1"),
-        ("levels", 4, "5.centers must be (4,)"),
-        ("levels", 3.0, "needs levels from 2 to 256, got 3.0"),
-        ("levels", True, "needs levels from 2 to 256, got True"),
-        ("bits", 3, "has 3 levels, which take another number of bits than 3"),
-        ("bits", -(10**18), "needs bits from 1 to 8"),
-        ("groups", 0, "needs groups from 1 to"),
-        ("groups", 7, "has 7 groups, which do not divide its shape (3, 5)"),
-        ("groups", 3, "5.centers must be (3, 3)"),
-        ("shape", "3x5", "needs a shape of two or more positive sizes, got '3x5'"),
-        ("shape", [], "needs a shape of two or more positive sizes, got []"),
-        ("shape", [3, 5.0], "needs a shape of two or more positive sizes, got [3, 5.0]"),
-        ("shape", [3, -5], "needs a shape of two or more positive sizes, got [3, -5]"),
-        ("shape", [[3], {}], "needs a shape of two or more positive sizes"),
-        ("shape", [HUGE, HUGE], "5.bias must be (1099511627776,)"),
-        ("shape", [3, HUGE], "5.packed does not hold (3, 1099511627776) codes of 2 bits"),
-        ("shape", [3] + [HUGE] * 1000, "5.packed does not hold"),
-        ("shape", [3, 2**62], "needs a shape of two or more positive sizes"),
-        ("shape", [5, 3], "5.bias must be (5,)"),
-        ("arguments", "in_features=5", "needs arguments as a table and bias as true or false"),
-        ("arguments", {"in_features": 3, "out_features": 5}, "does not fit the model's: file {'in_features': 3"),
-        ("arguments", {"in_features": 5, "out_features": 3, "device": "cuda"}, "does not fit the model's"),
-        ("bias", 1, "needs arguments as a table and bias as true or false"),
-        ("bias", False, "layer '5' must have the tensors ['5.centers', '5.packed'], got ['5.bias'"),
-        ("colour", "red", "must be described by arguments, bias, bits, groups, kind, levels, shape"),
-    ],
-)
-def test_a_wrong_description_of_a_layer_is_refused(path: Path, field: str, value: Any, sentence: str) -> None:
-    header, body = parts(path.read_bytes())
-    layers = json.loads(header["__metadata__"]["layers"])
-    layers["5"][field] = value
-    header["__metadata__"]["layers"] = json.dumps(layers)
-    tracemalloc.start()
-    try:
-        assert sentence in refused(path, joined(header, body))
-        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
-    finally:
-        tracemalloc.stop()
-
-
-def test_other_safetensors_files_and_no_files_are_refused(path: Path) -> None:
-    save_file({"weight": torch.zeros(3)}, path)
-    assert "not a packed model of this library (format None, needed 'qupedkern')" in refused(path)
-    assert refused(path.parent) == "not a file"
-    with pytest.raises(FileNotFoundError, match=r"^load: there is no file .*nothing$"):
-        qk.load(factory, path.parent / "nothing")
-
-
-def test_a_layer_without_a_name_is_refused_when_written_and_when_read(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^save: the model is itself a packed layer; wrap it"):
-        qk.save(packed()[5], path)
-    header, body = parts(path.read_bytes())
-    header["__metadata__"]["layers"] = header["__metadata__"]["layers"].replace('"5":', '"":')
-    assert "it holds a layer without a name" in refused(path, joined(header, body), make=lambda: nn.Linear(5, 3))
-
-
-def test_a_factory_that_is_none_is_refused_with_a_sentence(path: Path) -> None:
-    with pytest.raises(
-        TypeError, match=r"^load: model_factory must be a function that builds the model, got Sequential$"
-    ):
-        qk.load(factory(), path)
-    with pytest.raises(TypeError, match=r"^load_: model must be a torch.nn.Module, got NoneType$"):
-        qk.load(lambda: None, path)
-
-
-def mutated(file: bytes, rng: random.Random) -> bytes:
-    """One to three random edits: flipped or replaced bytes, cuts, repeats, or a changed number or word of the header."""
-    content = bytearray(file)
-    (size,) = struct.unpack("<Q", file[:8])
-    for _ in range(rng.randint(1, 3)):
-        where = rng.randrange(len(content))
-        choice = rng.randrange(6)
-        if choice == 0:
-            content[where] ^= 1 << rng.randrange(8)
-        elif choice == 1:
-            del content[where : where + rng.choice([1, 8, 10**6])]
-        elif choice == 2:
-            content[where:where] = rng.randbytes(rng.choice([1, 8, 64]))
-        elif choice == 3:  # in the header, where a byte says most
-            content[min(8 + rng.randrange(size), len(content) - 1)] = rng.choice(b'0129-"[]{}:,.eE\\ \x00\xff')
-        elif choice == 4:
-            content[:8] = struct.pack("<Q", rng.choice([0, 1, size - 1, size + 1, 2**32, 2**63, 2**64 - 1]))
-        else:  # in the tensors, so that the header stays readable
-            content[max(rng.randrange(8 + size, len(file)) - len(file) + len(content), 0)] = rng.randrange(256)
-        if len(content) < 9:
-            break
-    return bytes(content)
-
-
-def test_whatever_happened_to_a_file_loading_refuses_it_or_gives_valid_layers(path: Path) -> None:
-    original, rng, outcomes = path.read_bytes(), random.Random(0), {"refused": 0, "loaded": 0}
-    for _ in range(600):
-        path.write_bytes(mutated(original, rng))
-        model = factory()
-        before = state(model)
-        try:
-            qk.load_(model, path)
-            problem = None
-        except qk.FileError as error:
-            problem = str(error)
-        outcomes["refused" if problem else "loaded"] += 1
-        if problem:
-            assert "\n" not in problem
-            assert state(model) == before
-            continue
-        for layer in packed_layers(model).values():
-            assert bool(layer.centers.isfinite().all())
-            assert bool((layer.centers.diff(dim=-1) >= 0).all())
-            assert int(layer.codes().max()) < layer.levels
-        assert model(X).shape == (2, 3)
-    assert min(outcomes.values()) > 5, outcomes  # both ways are tried
 
 
 # -- the command line -----------------------------------------------------------------------------------------------------

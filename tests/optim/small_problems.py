@@ -55,3 +55,21 @@ def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     """Names of the tensors that differ in any bit (there is no NaN in these tests)."""
     assert a.keys() == b.keys()
     return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+Make = Callable[..., Any]
+MAKERS: dict[str, Make] = {
+    **{
+        variant: (lambda model, inner, variant=variant, **options: qk.QuPeD(model, inner, variant, **options))
+        for variant in ("simultaneous", "alternating", "hard")
+    },
+    "straight_through": qk.StraightThrough,
+}
+INNER: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.01),
+}
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
