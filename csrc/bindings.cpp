@@ -1,7 +1,8 @@
-// The only file that knows Python: (data_ptr, sizes, dtype code) -> TensorView, one line per kernel with the dtypes it takes.
+// The only file that knows Python: (data_ptr, sizes, dtype code) -> TensorView, one line per kernel with the dtypes it
+// takes.
 //
-// module.<op>(threads, *arguments in schema order, *outputs) runs without the GIL. module.KERNELS maps each op to its tensor
-// arguments, outputs last, as (name, dtype codes); the backend makes its refusals from that.
+// module.<op>(threads, *arguments in schema order, *outputs) runs without the GIL. module.KERNELS maps each op to its
+// tensor arguments, outputs last, as (name, dtype codes); the backend makes its refusals from that.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -79,8 +80,8 @@ void check_argument(const char* op, std::vector<Argument>::const_iterator& argum
   check_dtype(op, *argument++, tensor);
 }
 
-// Not py::gil_scoped_release: at interpreter exit CPython ends a thread inside PyEval_RestoreThread by unwinding it, which must
-// not happen in a destructor.
+// Not py::gil_scoped_release: at interpreter exit CPython ends a thread inside PyEval_RestoreThread by unwinding it,
+// which must not happen in a destructor.
 template <class Body>
 void without_gil(Body&& body) {
   std::exception_ptr error;
@@ -101,7 +102,8 @@ template <class... Args>
 void kernel(py::module_& module, const char* op, void (*run)(int, Args...), std::vector<Argument> tensors) {
   constexpr size_t expected = (size_t{std::is_same_v<Args, const qk::TensorView&>} + ...);
   if (tensors.size() != expected) {
-    throw std::logic_error(qk::text(op, ": ", expected, " tensor arguments, but dtypes are stated for ", tensors.size()));
+    throw std::logic_error(
+        qk::text(op, ": ", expected, " tensor arguments, but dtypes are stated for ", tensors.size()));
   }
   py::list listed;
   for (const Argument& argument : tensors) {
@@ -129,16 +131,21 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
 
   module.doc() = "qupedkern's CPU kernels for one instruction set; called by qupedkern.backends.cpp.";
   module.attr("KERNELS") = py::dict();
-  module.def("supported_instruction_sets", &cpu::supported_instruction_sets, "Those this processor and system run, widest last.");
+  module.def("supported_instruction_sets", &cpu::supported_instruction_sets,
+             "Those this processor and system run, widest last.");
 
   kernel(module, "assign", &cpu::assign, {{"x", any}, {"centers", f32}, {"codes", u8}});
   kernel(module, "dequantize", &cpu::dequantize, {{"codes", u8}, {"centers", f32}, {"out", f32}});
-  kernel(module, "dequantize_backward", &cpu::dequantize_backward, {{"grad", any}, {"codes", u8}, {"centers", f32}, {"grad_centers", f32}});
+  kernel(module, "dequantize_backward", &cpu::dequantize_backward,
+         {{"grad", any}, {"codes", u8}, {"centers", f32}, {"grad_centers", f32}});
   kernel(module, "hard_quantize", &cpu::hard_quantize, {{"x", any}, {"centers", f32}, {"out", any}});
-  kernel(module, "hard_quantize_backward", &cpu::hard_quantize_backward, {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
+  kernel(module, "hard_quantize_backward", &cpu::hard_quantize_backward,
+         {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
   kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});
-  kernel(module, "soft_quantize", &cpu::soft_quantize, {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
-  kernel(module, "soft_quantize_backward", &cpu::soft_quantize_backward, {{"grad", any}, {"x", any}, {"centers", f32}, {"sharpness", f32}, {"grad_x", any}, {"grad_centers", f32}});
+  kernel(module, "soft_quantize", &cpu::soft_quantize,
+         {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
+  kernel(module, "soft_quantize_backward", &cpu::soft_quantize_backward,
+         {{"grad", any}, {"x", any}, {"centers", f32}, {"sharpness", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "unpack_codes", &cpu::unpack_codes, {{"packed", u8}, {"codes", u8}});
 }

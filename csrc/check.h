@@ -1,4 +1,5 @@
-// QK_CHECK: one sentence for a wrong argument: "<op>: <what was needed>, got <what came>". pybind11 turns it into ValueError.
+// QK_CHECK: one sentence for a wrong argument: "<op>: <what was needed>, got <what came>". pybind11 turns it into
+// ValueError.
 #pragma once
 
 #include <stdexcept>

@@ -1,9 +1,10 @@
 // Every native kernel: the table of contents.
 //
-// x and what is shaped like it has G * n elements, row r being elements [r n, (r + 1) n); centers is [m] or [G, m], ascending,
-// m = 2..256; sharpness and strength are [1] or [G]. centers, sharpness and strength are float32, x is float32, bfloat16 or
-// float16. Tensors are contiguous. A kernel writes every element of its outputs (the last arguments), computes in float32,
-// and gives the same bits for any number of threads. Wrong arguments throw std::invalid_argument with a full sentence.
+// x and what is shaped like it has G * n elements, row r being elements [r n, (r + 1) n); centers is [m] or [G, m],
+// ascending, m = 2..256; sharpness and strength are [1] or [G]. centers, sharpness and strength are float32, x is
+// float32, bfloat16 or float16. Tensors are contiguous. A kernel writes every element of its outputs (the last
+// arguments), computes in float32, and gives the same bits for any number of threads. Wrong arguments throw
+// std::invalid_argument with a full sentence.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +21,13 @@ void assign(int threads, View x, View centers, View codes);
 void dequantize(int threads, View codes, View centers, View out);
 void dequantize_backward(int threads, View grad, View codes, View centers, View grad_centers);
 void hard_quantize(int threads, View x, View centers, bool straight_through, View out);
-void hard_quantize_backward(int threads, View grad, View x, View centers, bool straight_through, View grad_x, View grad_centers);
+void hard_quantize_backward(int threads, View grad, View x, View centers, bool straight_through, View grad_x,
+                            View grad_centers);
 void pack_codes(int threads, View codes, int64_t bits, View packed);
 void prox_weights(int threads, View x, View centers, View strength, const std::string& norm, View out);
 void soft_quantize(int threads, View x, View centers, View sharpness, View out);
-void soft_quantize_backward(int threads, View grad, View x, View centers, View sharpness, View grad_x, View grad_centers);
+void soft_quantize_backward(int threads, View grad, View x, View centers, View sharpness, View grad_x,
+                            View grad_centers);
 void unpack_codes(int threads, View packed, int64_t bits, const std::vector<int64_t>& shape, View codes);
 
 }  // namespace qk::cpu

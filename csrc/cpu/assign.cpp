@@ -1,4 +1,5 @@
-// assign: m - 1 comparisons an element, counted; midpoints pass over a chunk in L1. Bound by the comparisons from m of about 8.
+// assign: m - 1 comparisons an element, counted; midpoints pass over a chunk in L1. Bound by the comparisons from m of
+// about 8.
 
 #include "../kernels.h"
 #include "cells.h"

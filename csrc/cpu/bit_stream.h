@@ -1,4 +1,5 @@
-// What pack_codes and unpack_codes share: the cut of a stream into tasks that touch no common byte, and the choice by bits.
+// What pack_codes and unpack_codes share: the cut of a stream into tasks that touch no common byte, and the choice by
+// bits.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +35,8 @@ void for_each_group(int threads, int64_t numel, Body&& body) {
 }
 
 // Codes in group `group` of numel: eight, fewer in the last.
-inline int codes_in_group(int64_t group, int64_t numel) { return static_cast<int>(std::min<int64_t>(8, numel - group * 8)); }
+inline int codes_in_group(int64_t group, int64_t numel) {
+  return static_cast<int>(std::min<int64_t>(8, numel - group * 8));
+}
 
 }  // namespace qk::cpu

@@ -1,4 +1,5 @@
-// Cells of one row of centers: which one an element falls into, and the center it holds. All loops have constant lengths.
+// Cells of one row of centers: which one an element falls into, and the center it holds. All loops have constant
+// lengths.
 #pragma once
 
 #include <cstdint>

@@ -17,8 +17,8 @@ constexpr int kChunk = 64;  // four such vectors hide the latency of one another
 template <int Size>
 using ChunkSize = std::integral_constant<int, Size>;
 
-// body(ChunkSize<C>, begin, valid) over [begin, end): chunks of kChunk, then of kLanes, of which only the last may be partly
-// valid. The order and the cut follow from begin and end alone.
+// body(ChunkSize<C>, begin, valid) over [begin, end): chunks of kChunk, then of kLanes, of which only the last may be
+// partly valid. The order and the cut follow from begin and end alone.
 template <class Body>
 void for_each_chunk(int64_t begin, int64_t end, Body&& body) {
   for (; begin + kChunk <= end; begin += kChunk) {

@@ -1,5 +1,5 @@
-// HighestCode: finds codes out of range while they are read anyway. Kernels never index past a table whatever the codes are, so
-// the error may come after other elements were written; the outputs are then dropped.
+// HighestCode: finds codes out of range while they are read anyway. Kernels never index past a table whatever the codes
+// are, so the error may come after other elements were written; the outputs are then dropped.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// dequantize: a table lookup. Few centers: compare and select, which vectorises everywhere; more: a table of 256 entries, so
-// that no code reads past its end. Reads 1 byte and writes 4 an element; bound by memory for small m.
+// dequantize: a table lookup. Few centers: compare and select, which vectorises everywhere; more: a table of 256
+// entries, so that no code reads past its end. Reads 1 byte and writes 4 an element; bound by memory for small m.
 
 #include "../kernels.h"
 #include "chunk.h"

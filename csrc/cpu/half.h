@@ -1,4 +1,5 @@
-// bfloat16 and float16 to float32 and back, Size elements at a time: exact one way, to nearest even the other; NaN stays NaN.
+// bfloat16 and float16 to float32 and back, Size elements at a time: exact one way, to nearest even the other; NaN
+// stays NaN.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +36,7 @@ void from_float(const float* from, bfloat16* to) {
   for (int i = 0; i < Size; ++i) {
     const uint32_t bits = math::bits_of(from[i]);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // half of the last place, ties to even
-    const uint32_t quiet = (bits >> 16) | 0x40u;                            // NaN: no rounding, which could make it infinite
+    const uint32_t quiet = (bits >> 16) | 0x40u;  // NaN: no rounding, which could make it infinite
     to[i].bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
   }
 }
@@ -82,7 +83,7 @@ void from_float(const float* from, float16* to) {
     // Below 2^-14: 0.5 has the last place of a float16 denormal, 2^-24, so the addition rounds as needed.
     const uint32_t denormal = math::bits_of(math::float_of(magnitude) + 0.5f) - 0x3f000000u;
     uint32_t half = magnitude < 0x38800000u ? denormal : normal;
-    half = magnitude >= 0x477ff000u ? 0x7c00u : half;                                  // 65520 and above round to infinity
+    half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and above round to infinity
     half = magnitude > 0x7f800000u ? 0x7e00u | ((magnitude >> 13) & 0x3ffu) : half;  // NaN
     to[i].bits = static_cast<uint16_t>(sign | half);
   }

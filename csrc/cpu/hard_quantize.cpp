@@ -24,7 +24,8 @@ void run_span(const T* x, const Cells& cells, const Span& span, T* out) {
 
 }  // namespace
 
-void hard_quantize(int threads, View x, View centers, bool /* straight_through: only the gradient depends on it */, View out) {
+void hard_quantize(int threads, View x, View centers, bool /* straight_through: only the gradient depends on it */,
+                   View out) {
   const Rows rows = rows_of(kOp, x, centers);
   check_same_dtype(kOp, "out", out, x);
   for_float_type(x.dtype, [&](auto type) {

@@ -44,7 +44,8 @@ void write_grad_x(const T* grad, bool straight_through, const Span& span, T* gra
 
 }  // namespace
 
-void hard_quantize_backward(int threads, View grad, View x, View centers, bool straight_through, View grad_x, View grad_centers) {
+void hard_quantize_backward(int threads, View grad, View x, View centers, bool straight_through, View grad_x,
+                            View grad_centers) {
   const Rows rows = rows_of(kOp, x, centers);
   check_same_dtype(kOp, "grad", grad, x);
   check_same_dtype(kOp, "grad_x", grad_x, x);

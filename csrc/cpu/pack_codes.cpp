@@ -30,8 +30,8 @@ void pack_codes(int threads, View codes, int64_t bits, View packed) {
   for_bits(kOp, bits, [&](auto constant) {
     constexpr int Bits = decltype(constant)::value;
     const int64_t numel = codes.numel();
-    QK_CHECK(packed.numel() == packed_bytes(numel, Bits), text(kOp, ": packed must have ", packed_bytes(numel, Bits), " bytes"),
-             std::to_string(packed.numel()));
+    QK_CHECK(packed.numel() == packed_bytes(numel, Bits),
+             text(kOp, ": packed must have ", packed_bytes(numel, Bits), " bytes"), std::to_string(packed.numel()));
     HighestCode highest;
     for_each_group(threads, numel, [&](int64_t first, int64_t last) {
       const int seen = highest_of(codes.as<uint8_t>() + first * 8, std::min(last * 8, numel) - first * 8);

@@ -1,7 +1,7 @@
 // The thread pool behind parallel_for. Workers sleep on a condition variable between jobs and never spin.
 //
-// The pool is reached through one pointer and never destroyed: at exit its threads are asleep and end with the process. A forked
-// child has the pointer but not the threads; it sees another process id and makes a pool of its own.
+// The pool is reached through one pointer and never destroyed: at exit its threads are asleep and end with the process.
+// A forked child has the pointer but not the threads; it sees another process id and makes a pool of its own.
 
 #include "parallel.h"
 

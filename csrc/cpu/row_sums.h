@@ -8,8 +8,8 @@
 
 namespace qk::cpu {
 
-// add(span, sums) adds the terms of one span to sums [m], which start at zero; spans of a row are then added in order and
-// rounded once into out [G, m], every element of which is written.
+// add(span, sums) adds the terms of one span to sums [m], which start at zero; spans of a row are then added in order
+// and rounded once into out [G, m], every element of which is written.
 template <class Add>
 void sum_rows(int threads, const Rows& rows, int64_t work, float* out, Add&& add) {
   const Spans spans = spans_of(rows);

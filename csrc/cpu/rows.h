@@ -24,12 +24,15 @@ struct Rows {
 };
 
 inline Rows rows_of(const char* op, const TensorView& x, const TensorView& centers) {
-  const bool shaped = (centers.dim() == 1 || centers.dim() == 2) && centers.sizes.back() >= 2 && centers.sizes.back() <= kMaxLevels;
-  QK_CHECK(shaped, text(op, ": centers must be [m] or [G, m] with m from 2 to ", kMaxLevels), "shape " + shape_of(centers.sizes));
+  const bool shaped =
+      (centers.dim() == 1 || centers.dim() == 2) && centers.sizes.back() >= 2 && centers.sizes.back() <= kMaxLevels;
+  QK_CHECK(shaped, text(op, ": centers must be [m] or [G, m] with m from 2 to ", kMaxLevels),
+           "shape " + shape_of(centers.sizes));
   const int64_t count = centers.dim() == 2 ? centers.sizes[0] : 1;
   const int64_t numel = x.numel();
   const bool even = count > 0 ? numel % count == 0 : numel == 0;
-  QK_CHECK(even, text(op, ": the rows of centers must divide the number of elements evenly"), text(count, " rows for ", numel, " elements"));
+  QK_CHECK(even, text(op, ": the rows of centers must divide the number of elements evenly"),
+           text(count, " rows for ", numel, " elements"));
   return {count, count > 0 ? numel / count : 0, static_cast<int>(centers.sizes.back()), centers.as<float>()};
 }
 
@@ -43,12 +46,14 @@ struct PerRow {
 
 inline PerRow per_row(const char* op, const char* name, const TensorView& tensor, const Rows& rows) {
   const int64_t count = tensor.numel();
-  QK_CHECK(count == 1 || count == rows.count, text(op, ": ", name, " must have shape [1] or [", rows.count, "]"), "shape " + shape_of(tensor.sizes));
+  QK_CHECK(count == 1 || count == rows.count, text(op, ": ", name, " must have shape [1] or [", rows.count, "]"),
+           "shape " + shape_of(tensor.sizes));
   return {tensor.as<float>(), count == 1 ? 0 : 1};
 }
 
 inline void check_same(const char* op, const char* name, const TensorView& tensor, const TensorView& like) {
-  QK_CHECK(tensor.sizes == like.sizes, text(op, ": ", name, " must have shape ", shape_of(like.sizes)), shape_of(tensor.sizes));
+  QK_CHECK(tensor.sizes == like.sizes, text(op, ": ", name, " must have shape ", shape_of(like.sizes)),
+           shape_of(tensor.sizes));
 }
 
 inline void check_same_dtype(const char* op, const char* name, const TensorView& tensor, const TensorView& like) {
@@ -56,8 +61,9 @@ inline void check_same_dtype(const char* op, const char* name, const TensorView&
   QK_CHECK(tensor.dtype == like.dtype, text(op, ": ", name, " must be ", name_of(like.dtype)), name_of(tensor.dtype));
 }
 
-// A row is cut into spans of whole blocks. The cut follows from the shape alone: sums are float32 within a block, float64
-// across the blocks of a span and across spans, all in order. At most about kSpans spans keep the scratch small.
+// A row is cut into spans of whole blocks. The cut follows from the shape alone: sums are float32 within a block,
+// float64 across the blocks of a span and across spans, all in order. At most about kSpans spans keep the scratch
+// small.
 constexpr int64_t kBlock = 4096;
 constexpr int64_t kSpans = 128;
 
@@ -70,7 +76,8 @@ struct Spans {
 
 inline Spans spans_of(const Rows& rows) {
   const int64_t blocks = (rows.length + kBlock - 1) / kBlock;
-  const int64_t wanted = std::clamp<int64_t>(kSpans / std::max<int64_t>(rows.count, 1), 1, std::max<int64_t>(blocks, 1));
+  const int64_t wanted =
+      std::clamp<int64_t>(kSpans / std::max<int64_t>(rows.count, 1), 1, std::max<int64_t>(blocks, 1));
   const int64_t span = std::max<int64_t>((blocks + wanted - 1) / wanted, 1) * kBlock;
   const int64_t per_row = std::max<int64_t>((rows.length + span - 1) / span, 1);
   return {rows.length, span, per_row, per_row * rows.count};

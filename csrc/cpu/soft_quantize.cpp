@@ -1,5 +1,5 @@
-// soft_quantize: m - 1 sigmoids an element. Spans of a row in parallel; a chunk stays in L1 while the midpoints pass over it.
-// Bound by the exponentials.
+// soft_quantize: m - 1 sigmoids an element. Spans of a row in parallel; a chunk stays in L1 while the midpoints pass
+// over it. Bound by the exponentials.
 
 #include "../math/soft_quantize.h"
 

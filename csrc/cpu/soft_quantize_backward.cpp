@@ -1,5 +1,5 @@
-// soft_quantize_backward: the sigmoids are computed again, nothing is stored between the passes. One sweep gives both gradients.
-// grad_centers: float32 lanes within a block, float64 across blocks and spans, in a fixed order.
+// soft_quantize_backward: the sigmoids are computed again, nothing is stored between the passes. One sweep gives both
+// gradients. grad_centers: float32 lanes within a block, float64 across blocks and spans, in a fixed order.
 
 #include <algorithm>
 #include <limits>
@@ -72,7 +72,8 @@ void run_chunk(const Row& row, const T* grad, const T* x, int valid, T* grad_x, 
 
 }  // namespace
 
-void soft_quantize_backward(int threads, View grad, View x, View centers, View sharpness, View grad_x, View grad_centers) {
+void soft_quantize_backward(int threads, View grad, View x, View centers, View sharpness, View grad_x,
+                            View grad_centers) {
   const Rows rows = rows_of(kOp, x, centers);
   const PerRow steepness = per_row(kOp, "sharpness", sharpness, rows);
   check_same_dtype(kOp, "grad", grad, x);
@@ -80,19 +81,21 @@ void soft_quantize_backward(int threads, View grad, View x, View centers, View s
   check_same(kOp, "grad_centers", grad_centers, centers);
   for_float_type(x.dtype, [&](auto type) {
     using T = decltype(type);
-    sum_rows(threads, rows, kWorkPerMidpoint * rows.levels, grad_centers.as<float>(), [&](const Span& span, double* sums) {
-      const Row row(rows.centers_of(span.row), rows.levels, steepness.of(span.row));
-      alignas(64) float lanes[kMaxLevels * kLanes];
-      for_each_block(span, [&](const Span& block) {
-        std::fill_n(lanes, rows.levels * kLanes, 0.0f);
-        for_each_chunk(block.begin, block.end, [&](auto size, int64_t begin, int valid) {
-          run_chunk<decltype(size)::value>(row, grad.as<T>() + begin, x.as<T>() + begin, valid, grad_x.as<T>() + begin, lanes);
-        });
-        for (int k = 0; k < rows.levels; ++k) {
-          sums[k] += sum_of_lanes(lanes + k * kLanes);
-        }
-      });
-    });
+    sum_rows(threads, rows, kWorkPerMidpoint * rows.levels, grad_centers.as<float>(),
+             [&](const Span& span, double* sums) {
+               const Row row(rows.centers_of(span.row), rows.levels, steepness.of(span.row));
+               alignas(64) float lanes[kMaxLevels * kLanes];
+               for_each_block(span, [&](const Span& block) {
+                 std::fill_n(lanes, rows.levels * kLanes, 0.0f);
+                 for_each_chunk(block.begin, block.end, [&](auto size, int64_t begin, int valid) {
+                   run_chunk<decltype(size)::value>(row, grad.as<T>() + begin, x.as<T>() + begin, valid,
+                                                    grad_x.as<T>() + begin, lanes);
+                 });
+                 for (int k = 0; k < rows.levels; ++k) {
+                   sums[k] += sum_of_lanes(lanes + k * kLanes);
+                 }
+               });
+             });
   });
 }
 

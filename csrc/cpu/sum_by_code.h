@@ -10,8 +10,8 @@
 
 namespace qk::cpu {
 
-// Up to kFewLevels codes: one masked pass a code into float32 lanes, flushed to float64 after each block. More codes: one
-// addition an element straight into its code's float64 sum.
+// Up to kFewLevels codes: one masked pass a code into float32 lanes, flushed to float64 after each block. More codes:
+// one addition an element straight into its code's float64 sum.
 constexpr int kFewLevels = 16;
 
 class CodeSums {
@@ -30,7 +30,8 @@ class CodeSums {
     alignas(64) float term[Size];
     for (int k = 0; k < levels_; ++k) {
       for (int i = 0; i < Size; ++i) {
-        const uint32_t keep = code[i] == k ? ~0u : 0u;  // a mask: SSE2 has no selection, and branches would be guessed wrong
+        const uint32_t keep =
+            code[i] == k ? ~0u : 0u;  // a mask: SSE2 has no selection, and branches would be guessed wrong
         term[i] = math::float_of(math::bits_of(g[i]) & keep);
       }
       add_to_lanes<Size>(term, lanes_ + k * kLanes);

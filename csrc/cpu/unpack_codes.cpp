@@ -30,7 +30,8 @@ void unpack_codes(int threads, View packed, int64_t bits, const std::vector<int6
     QK_CHECK(codes.sizes == shape, text(kOp, ": codes must have shape ", shape_of(shape)), shape_of(codes.sizes));
     const int64_t numel = codes.numel();
     QK_CHECK(packed.numel() == packed_bytes(numel, Bits),
-             text(kOp, ": packed must have ", packed_bytes(numel, Bits), " bytes for shape ", shape_of(shape), " at ", Bits, " bits"),
+             text(kOp, ": packed must have ", packed_bytes(numel, Bits), " bytes for shape ", shape_of(shape), " at ",
+                  Bits, " bits"),
              std::to_string(packed.numel()));
     for_each_group(threads, numel, [&](int64_t first, int64_t last) {
       unpack_groups<Bits>(packed.as<uint8_t>(), numel, first, last, codes.as<uint8_t>());

@@ -5,13 +5,14 @@
 
 namespace qk::math {
 
-// exp(a) for a <= 0, within 1.1 ulp (all floats tried); 0 below -87 (exp(-87) is about the smallest normal float); NaN stays NaN.
+// exp(a) for a <= 0, within 1.1 ulp (all floats tried); 0 below -87 (exp(-87) is about the smallest normal float); NaN
+// stays NaN.
 QK_HD float exp_of_nonpositive(float a) {
   constexpr float kLowest = -87.0f;
   constexpr float kInvLn2 = 1.44269502f;
-  constexpr float kLn2High = 0.693359375f;      // 10 bits: its product with an integer up to 126 is exact
-  constexpr float kLn2Low = -2.12194440e-4f;    // ln 2 - kLn2High
-  constexpr float kRound = 12582912.0f;         // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
+  constexpr float kLn2High = 0.693359375f;    // 10 bits: its product with an integer up to 126 is exact
+  constexpr float kLn2Low = -2.12194440e-4f;  // ln 2 - kLn2High
+  constexpr float kRound = 12582912.0f;       // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
   const float clamped = a < kLowest ? kLowest : a;
   const float shifted = QK_FMA(clamped, kInvLn2, kRound);
   const float k = shifted - kRound;

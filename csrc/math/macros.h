@@ -1,4 +1,5 @@
-// QK_HD marks a formula shared by the CPU loop and a CUDA kernel; QK_FMA is a * b + c, fused exactly where the target fuses it.
+// QK_HD marks a formula shared by the CPU loop and a CUDA kernel; QK_FMA is a * b + c, fused exactly where the target
+// fuses it.
 #pragma once
 
 #include <cstdint>

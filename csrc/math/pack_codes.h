@@ -31,7 +31,8 @@ constexpr uint64_t low_bits() {
   return mask;
 }
 
-// Closes the gap between neighbouring fields: two of Field bits, each filled up to Width, become one of 2 Field, filled up to 2 Width.
+// Closes the gap between neighbouring fields: two of Field bits, each filled up to Width, become one of 2 Field, filled
+// up to 2 Width.
 template <int Width, int Field>
 QK_HD uint64_t join(uint64_t word) {
   constexpr uint64_t kLower = low_bits<Width, 2 * Field>();
@@ -45,7 +46,8 @@ QK_HD uint64_t split(uint64_t word) {
   return (word & kLower) | ((word & (kLower << Width)) << (Field - Width));
 }
 
-// Eight codes below 2^Bits, one a byte, to the low 8 Bits bits: bytes into pairs, pairs into fours, fours into the word.
+// Eight codes below 2^Bits, one a byte, to the low 8 Bits bits: bytes into pairs, pairs into fours, fours into the
+// word.
 template <int Bits>
 QK_HD uint64_t pack_eight(uint64_t codes) {
   return join<4 * Bits, 32>(join<2 * Bits, 16>(join<Bits, 8>(codes)));

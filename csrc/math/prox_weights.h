@@ -1,5 +1,6 @@
-// prox_weights per element: y moves toward q, the nearest center. Every operation is rounded on its own, none is fused, so the
-// result equals the same formula in eager float32 to the bit: a weight on its center stays, and strength 0 is the identity.
+// prox_weights per element: y moves toward q, the nearest center. Every operation is rounded on its own, none is fused,
+// so the result equals the same formula in eager float32 to the bit: a weight on its center stays, and strength 0 is
+// the identity.
 #pragma once
 
 #include "macros.h"
@@ -10,7 +11,8 @@ namespace qk::math {
 QK_HD float prox_l1(float y, float q, float strength) {
   const float gap = y - q;
   const float size = float_of(bits_of(gap) & 0x7fffffffu);
-  const float moved = gap > 0.0f ? y - strength : y + strength;  // a NaN gap comes from a NaN or infinite y, which stays
+  const float moved =
+      gap > 0.0f ? y - strength : y + strength;  // a NaN gap comes from a NaN or infinite y, which stays
   return size <= strength ? q : moved;
 }
 
