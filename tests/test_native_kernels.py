@@ -8,7 +8,6 @@ from types import ModuleType
 import pytest
 import torch
 from native_modules import (
-    FLOATS,
     HALVES,
     ISAS,
     NEEDS_A_BUILD,
