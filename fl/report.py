@@ -175,7 +175,9 @@ def _plot_accuracy(axes: Any, results: Sequence[RunResult]) -> None:
         axes.plot(rounds, mean, color=color, linewidth=1.8, label=label)
         axes.plot(rounds, worst, color=color, linewidth=0.8, linestyle=":")
         axes.plot(rounds[-1], 100 * result.mean_accuracy, "o", color=color, markersize=5, clip_on=False)
-    axes.set(xlabel="round", ylabel="test accuracy, %", ylim=(0, 101), xlim=(0, None))
+    axes.set(
+        xlabel="round", ylabel="test accuracy, %", ylim=(0, 101), xlim=(0, max(len(r.records) for r in results) - 1)
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Clients' accuracy (solid: mean, dotted: worst, dot: shipped files)", fontsize=10, loc="left")
     axes.grid(alpha=0.3)
