@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+import qupedkern as qk
 from fl.algorithms import Algorithm
 from fl.core import Client, ClientState, Job
 from fl.errors import CheckpointError
@@ -67,6 +68,12 @@ def _data_hash(client: Client) -> str:
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _built_with() -> str:
+    """The torch and the kernels that compute: together with the thread count, what a run's bits depend on."""
+    chosen = qk.explain("soft_quantize", torch.zeros(1), torch.tensor([0.0, 1.0]), 1.0).backend
+    return f"torch {torch.__version__}, {chosen} {qk.backends().descriptions[chosen]}"
 
 
 def _is_leftover(path: Path) -> bool:
@@ -128,14 +135,14 @@ class Checkpoint:
         """Make the directory and its first manifest, in which no round is done: whose directory it is, and for what."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._manifest = {"description": self._description, "clients": {}}
-        self._write_manifest(threads=threads, torch=torch.__version__)
+        self._write_manifest(threads=threads, built_with=_built_with())
 
     def load(self) -> Snapshot:
         """The last completed round; what a dying process left behind it is dropped."""
         manifest = self._manifest
-        if manifest["torch"] != torch.__version__:
+        if manifest["built_with"] != _built_with():
             warnings.warn(
-                f"run: started with torch {manifest['torch']} and resumed with {torch.__version__}, "
+                f"run: started with {manifest['built_with']} and resumed with {_built_with()}, "
                 f"its results need not equal those of an uninterrupted run",
                 stacklevel=2,
             )

@@ -228,7 +228,7 @@ def test_a_run_resumes_with_the_threads_it_was_started_with(
     assert set_to == [3, now, 3, now]
 
 
-def test_another_torch_is_named_when_a_run_resumes(
+def test_another_build_is_named_when_a_run_resumes(
     federation: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = federation(Dying(local_steps=1), sample=1.0)
@@ -237,8 +237,8 @@ def test_another_torch_is_named_when_a_run_resumes(
         run.run(tmp_path / "run")
     monkeypatch.setattr(Dying, "dies_in", None)
     manifest: dict[str, Any] = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "torch": "1.0"}))
-    with pytest.warns(UserWarning, match=r"started with torch 1\.0 and resumed with"):
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "built_with": "torch 1.0, cpp avx9"}))
+    with pytest.warns(UserWarning, match=r"started with torch 1\.0, cpp avx9 and resumed with torch"):
         run.run(tmp_path / "run", resume=True)
 
 
