@@ -36,7 +36,10 @@ def train_digits(options: argparse.Namespace) -> None:
         done = pool.map(digits.run_job, todo, chunksize=digits.NETWORKS_PER_START)
         rows = list(track(done, total=len(todo), description="digits"))
     print(digits.table(rows))
-    _write(options.out or RESULTS / "digits.jsonl", [{**digits.record(row), **machine.description()} for row in rows])
+    _write(
+        options.out or RESULTS / "digits.jsonl",
+        [{**digits.record(row), **machine.description(), "threads": 1} for row in rows],
+    )
 
 
 def time_ops(options: argparse.Namespace) -> None:
