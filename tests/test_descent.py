@@ -89,7 +89,7 @@ def problems(draw: st.DrawFn, norm: str) -> tuple[Problem, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_f_never_rises_while_no_centers_cross(norm: str, data: st.DataObject) -> None:
     """Rounding: F is a sum of fewer than 100 terms a value, of the size of F itself."""

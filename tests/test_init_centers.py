@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from qupedkern.testing.tolerances import ROUNDOFF
 
 U = ROUNDOFF[torch.float64]
 
+distinct_weights = st.lists(
+    st.integers(-500, 500).map(float), min_size=6, max_size=9, unique=True
+)  # no shortcut applies
 some_weights = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=9)
 spread_weights = st.lists(st.sampled_from([0.0, 1.0, 1e-6, -1e8, 1e8, 2.5]), min_size=1, max_size=9)
 
@@ -32,7 +35,8 @@ def partitions(count: int, levels: int) -> Any:
             yield list(zip((0, *cuts), (*cuts, count), strict=True))
 
 
-@given(values=some_weights | spread_weights, levels=st.integers(2, 5))
+@settings(max_examples=100)
+@given(values=distinct_weights | some_weights | spread_weights, levels=st.integers(2, 5))
 @example(values=[0.0, 0.0, 0.0, 1.0], levels=2)
 def test_kmeans_is_optimal_over_all_contiguous_partitions(values: list[float], levels: int) -> None:
     """Costs are differences of prefix sums of squares about the mean: off by 4n u sum (x - mean)^2 a segment, levels of them."""

@@ -65,6 +65,17 @@ def test_stays_between_the_outer_centers(backend: str, args: tuple[Any, ...]) ->
 
 
 @ON_EVERY_BACKEND
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_far_out_the_sum_of_rounded_steps_does_not_pass_the_last_center(backend: str, dtype: torch.dtype) -> None:
+    """Without the clamp some of these 500 rows end an ulp past it."""
+    centers = torch.randn(500, 33, generator=torch.Generator().manual_seed(0)).sort(dim=1).values
+    x = torch.full((500, 3), 50.0, dtype=dtype)
+    with qk.use_backend(backend):
+        value = qk.soft_quantize(x, centers, 20.0)
+    assert bool((value <= centers[:, -1:].to(dtype)).all())
+
+
+@ON_EVERY_BACKEND
 @given(args=soft_quantize_inputs(SINGLE))
 def test_never_falls_as_x_grows(backend: str, args: tuple[Any, ...]) -> None:
     x, centers, sharpness = single_row(args)

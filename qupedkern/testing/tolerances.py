@@ -79,7 +79,9 @@ def soft_quantize_backward(
 
     grad_x: |g| P (sum_j d_j |dh_j| + u (m + 4) sum_j d_j h_j), for m - 1 additions, d_j and three products.
     grad_c: the terms' own errors, 6u for their products and differences, and n u sum|terms| for any order of adding n of
-    them; the parts s_k and s_{k+1} count apart, as they may be summed apart. Underflows: every product, eta each.
+    them; the parts s_k and s_{k+1} count apart, as they may be summed apart.
+    A product that underflows is off by eta, times whatever it is multiplied by later: of g, P and the slope (at most the
+    range of the centers), of g, P/2, d_j and h_j, in any order.
     Nothing is claimed where |g| P (c_m - c_1) overflows.
     """
     values, c = split_rows(x, centers)
@@ -89,13 +91,16 @@ def soft_quantize_backward(
     d = c.diff(dim=1)[:, None, :]
     n, m = values.shape[1], c.shape[1]
     slope_error = (d * h_error).sum(-1) + u * (m + 4) * (d * h).sum(-1) + m * eta
-    steep = p * (c[:, -1:] - c[:, :1])
+    width = c[:, -1:] - c[:, :1]
+    steep = p * width
     overflow = (g * steep > _largest(u)) | (steep > _largest(u)) | (g * p > _largest(u))
-    bound_x = torch.where(overflow, math.inf, g * p * slope_error + eta * (1 + p + steep))
+    bound_x = torch.where(overflow, math.inf, g * p * slope_error + eta * (1 + g + p + width))
 
     terms = _sides(s, ends=(1.0, 0.0)) + 0.5 * p[..., None] * _sides(d * h, ends=(0.0, 0.0))
     errors = _sides(s_error, ends=(0.0, 0.0)) + 0.5 * p[..., None] * _sides(d * h_error + 2 * eta, ends=(0.0, 0.0))
-    weighted = g[..., None] * (errors + (6 + n) * u * terms) + eta * (2 + p[..., None] * d.amax(-1, keepdim=True))
+    weighted = g[..., None] * (errors + (6 + n) * u * terms) + eta * (
+        2 + g[..., None] + p[..., None] * (1 + d.amax(-1, keepdim=True))
+    )
     bound_c = torch.where(overflow.any(1, keepdim=True), math.inf, weighted.sum(1))
     return bound_x.reshape(x.shape), bound_c.reshape(centers.shape)
 
