@@ -68,7 +68,7 @@ def main() -> int:
             print(inspect(options.file))
         else:
             print(brief() if options.brief else machine())
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
