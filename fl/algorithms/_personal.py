@@ -70,7 +70,9 @@ class Personal(Algorithm):
     """Each client trains and ships a model of its own architecture and bits, all layers quantized.
 
     local_steps: a round's steps before the freeze, where the run sets no budget of evaluations.
-    rate, momentum, batch_size: of local SGD; momentum is kept from round to round.  variant: qk.QuPeD's.
+    rate, momentum, batch_size: of local SGD; momentum is kept from round to round.
+    variant: qk.QuPeD's; with all layers quantized "hard" was 2.5 points behind on the digits' validation parts (4 seeds),
+    most of it at 1 bit.
     freeze_at: share of the rounds after which the weights stay on their centers; the rest is fine-tuning.
     """
 
@@ -78,7 +80,7 @@ class Personal(Algorithm):
     rate: float = 0.05
     momentum: float = 0.9
     batch_size: int = 25
-    variant: str = "hard"
+    variant: str = "simultaneous"
     freeze_at: float = 0.8
 
     teachers: ClassVar[int] = 0  # evaluations that a local step takes beside the personal model's own

@@ -2,7 +2,7 @@
 
 Client: local steps of Algorithm 1 on f_i, x_i then c_i, as QuPeD makes them with lambda_p = 0 and no global model.
 Server: nothing.
-Travels: nothing.  Evaluations a local step: 2 ("hard", "simultaneous") or 3 ("alternating"); 1 once the weights are
+Travels: nothing.  Evaluations a local step: 2 ("simultaneous", "hard") or 3 ("alternating"); 1 once the weights are
 frozen, and for clients in float.
 Ozkara et al. 2021, arXiv:2107.13892.
 """
