@@ -44,6 +44,8 @@ def run(
         directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
         federations = _federations(chosen, data_directory)
         _check_directory(directory, federations, resume)
+        first = next(iter(federations.values()))
+        report.print_classes(first.clients, first.job.num_classes, console)
         results = _run_all(federations, directory, resume)
         _report(results, directory)
     except UserError as error:
@@ -58,7 +60,6 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
     clients = make_clients(
         dataset, chosen.equipment, chosen.data.classes_per_client, experiment.seed, chosen.data.fractions
     )
-    report.print_classes(clients, dataset.num_classes, console)
     try:
         return {
             name: Federation(
