@@ -34,8 +34,7 @@ $(VENV)/installed: pyproject.toml constraints.txt qupedkern/_version.py $(NATIVE
 	@touch $@
 
 demo: install
-	@if [ -e "$(OUT)" ]; then echo "make demo: $(OUT) exists; remove it or name another with OUT=..."; exit 2; fi
-	$(BIN)/python -m fl run fl/configs/quickstart.toml --out $(OUT)
+	$(BIN)/python -m fl run fl/configs/quickstart.toml --out "$(OUT)" --resume
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_OPTIONS)
