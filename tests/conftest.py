@@ -15,6 +15,7 @@ from qupedkern.testing.harness import missing_backends, poisoned_outputs, runnin
 _SLOW_MACHINE = (HealthCheck.too_slow, HealthCheck.data_too_large)  # a shared runner is no reason to fail
 settings.register_profile("dev", max_examples=25, deadline=None, suppress_health_check=_SLOW_MACHINE)
 settings.register_profile("ci", max_examples=120, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE)
+settings.register_profile("slow", max_examples=1500, deadline=None, suppress_health_check=_SLOW_MACHINE)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
