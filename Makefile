@@ -17,7 +17,7 @@ PYTEST_OPTIONS ?=
 help:
 	@echo "make demo       build in $(VENV), run the federation of fl/configs/quickstart.toml, say where its results lie"
 	@echo "make test       the test suite (minutes)"
-	@echo "make test-slow  every property on 1,500 random examples (an hour)"
+	@echo "make test-slow  every property on 1,500 random examples; long"
 	@echo "make lint       ruff and mypy"
 	@echo "make digits     the accuracy table of Algorithm 1 on handwritten digits"
 	@echo "options         PYTHON=python3.12  VENV=.venv  TORCH=torch==2.8.0  OUT=runs/quickstart"
