@@ -44,7 +44,9 @@ class Codebook:
 
     @property
     def initial_rate(self) -> float:
-        return float(self.group.get("initial_lr", self.group.get("_quped_initial_lr", self.group["lr"])))
+        """The rate a dose is spent against: the largest of the rate when wrapped and what a scheduler starts from or climbs to."""
+        known = (self.group.get(key) for key in ("_quped_initial_lr", "initial_lr", "max_lr"))
+        return max((float(rate) for rate in known if rate is not None), default=self.rate)
 
     @property
     def members_per_center(self) -> float:
@@ -57,7 +59,8 @@ class Codebook:
 
 
 def _running_statistics(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if getattr(m, "track_running_stats", False) and hasattr(m, "running_mean")]
+    """Modules that would update running statistics; in eval mode none does, and the flag means something else to some."""
+    return [m for m in model.modules() if m.training and getattr(m, "track_running_stats", False)]
 
 
 @contextmanager
@@ -85,8 +88,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         freeze_at: float | None,
         center_lr: Schedule,
         eta_2: Schedule | None,
-        center_clip: float,
-        finetune_rate: float,
+        center_clip: Schedule,
+        finetune_rate: Schedule,
     ) -> None:
         self._name = type(self).__name__
         check_model(self._name, model)
@@ -138,7 +141,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self._check_codebooks(list(codebooks.values()))
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in centers]
-            group.setdefault("_quped_initial_lr", float(group["lr"]))
+            group["_quped_initial_lr"] = float(group["lr"])
         for center in [p for p in optimizer.state if id(p) in centers]:
             del optimizer.state[center]
         return list(codebooks.values())
@@ -160,7 +163,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
 
         closure: no arguments, returns the loss as a scalar tensor; called once per evaluation, each under the weights that
         evaluation needs; it must not call backward.  grad_scaler: a torch.amp.GradScaler; a step whose gradients overflow
-        changes neither weights nor centers.
+        changes neither weights nor centers (where a variant evaluates once more at the new weights, an overflow there voids
+        the centers' step alone).
         """
         if not callable(closure):
             raise TypeError(f"{self._name}.step: a closure that returns the loss is needed, got {closure!r}")
@@ -181,7 +185,14 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             book.centers.grad = None
 
     def _evaluate(self, closure: Closure, scaler: Any, key: str, statistics: bool, **options: Any) -> Tensor:
-        """One forward and backward under a mode; gradients add to what is there. Returns the loss, detached."""
+        """One forward and backward under a mode; gradients add to what is there, also if the closure clears them.
+
+        Returns the loss, detached.
+        """
+        learned = [*(p for group in self.param_groups for p in group["params"]), *(b.centers for b in self.codebooks)]
+        kept = [(p, p.grad) for p in learned]
+        for p in learned:
+            p.grad = None
         with mode(self.model, key, **options), torch.enable_grad():
             if statistics:
                 loss = closure()
@@ -193,6 +204,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
                     f"{self._name}.step: the closure must return a differentiable scalar loss, got {loss!r}"
                 )
             (loss if scaler is None else scaler.scale(loss)).backward()
+        for p, gradient in kept:
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else gradient.add_(p.grad)
         self.evaluations += 1
         loss = loss.detach()
         self.last[key] = loss  # a tensor: reading its value here would make an accelerator wait
@@ -200,7 +214,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
 
     def _inner_step(self, scaler: Any, *, center_gradients: bool = True) -> bool:
         """The inner optimizer's step, at the fine-tuning rate once frozen; False where an overflow made it void."""
-        factor = self.finetune_rate if self.frozen else 1.0
+        factor = self._finetune_factor()
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             group["lr"] = group["lr"] * factor
@@ -233,17 +247,34 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         scaler.update()
         return finite
 
+    def _unscale_centers(self, scaler: Any) -> bool:
+        """Unscale the centers' gradients of an evaluation of their own; False, and a lower scale, where one overflowed."""
+        if scaler is None:
+            return True
+        scale = scaler.get_scale()
+        gradients = [book.centers.grad for book in self.codebooks if book.centers.grad is not None]
+        for gradient in gradients:
+            gradient.div_(scale)
+        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+        if not finite:
+            scaler.update(scale * scaler.get_backoff_factor())
+        return finite
+
+    def _finetune_factor(self) -> float:
+        return value_at(self.finetune_rate, self.steps_done) if self.frozen else 1.0
+
     def _center_rate(self, book: Codebook) -> float:
         """eta_2: absolute where given, else center_lr * eta_1 * m / n."""
         if self.eta_2 is not None:
             return value_at(self.eta_2, self.steps_done)
-        factor = self.finetune_rate if self.frozen else 1.0
+        factor = self._finetune_factor()
         return value_at(self.center_lr, self.steps_done) * book.rate * factor / book.members_per_center
 
     def _clipped(self, gradient: Tensor | None, centers: Tensor) -> Tensor:
         if gradient is None:
             return torch.zeros_like(centers)
-        return gradient.clamp(-self.center_clip, self.center_clip)
+        clip = value_at(self.center_clip, self.steps_done)
+        return gradient.clamp(-clip, clip)
 
     @torch.no_grad()
     def _move_centers(self, book: Codebook, strength: Tensor | float, norm: str, method: str | None) -> None:
@@ -273,9 +304,11 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.freeze()
 
     def seek(self, step: int) -> None:
-        """Continue the schedules and the freeze as if `step` steps had been done."""
+        """Continue the schedules and the freeze as if `step` steps had been done. Frozen weights stay frozen: see ValueError."""
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"{self._name}.seek: step must be an integer >= 0, got {step!r}")
+        if self.frozen and step < min(self.freeze_step, self.steps_done):
+            raise ValueError(f"{self._name}.seek: the weights are frozen and cannot go back to step {step}")
         self.steps_done = step
 
     def _frozen_step(self, closure: Closure, scaler: Any) -> Tensor:

@@ -54,8 +54,8 @@ class QuPeD(QuantizedOptimizer):
         lam: Schedule | None = None,
         eta_2: Schedule | None = None,
         P: Schedule | None = None,
-        center_clip: float = 10.0,
-        finetune_rate: float = 0.1,
+        center_clip: Schedule = 10.0,
+        finetune_rate: Schedule = 0.1,
     ) -> None:
         for name, value, choices in (("variant", variant, VARIANTS), ("norm", norm, ("l1", "l2"))):
             if value not in choices:
@@ -132,7 +132,9 @@ class QuPeD(QuantizedOptimizer):
         self._prox_weights()
         if not together:
             self._clear()
-            self._evaluate(closure, None, "soft", statistics=True, **self._soft())
+            self._evaluate(closure, scaler, "soft", statistics=True, **self._soft())
+            if not self._unscale_centers(scaler):
+                return loss
         self._prox_centers()
         return loss
 

@@ -10,8 +10,11 @@ Schedule = float | Callable[[int], float]
 
 
 def value_at(schedule: Schedule, step: int) -> float:
-    """The number itself, or the function's value at this step (0-based)."""
-    return float(schedule(step) if callable(schedule) else schedule)
+    """The number itself, or the function's value at this step (0-based). ValueError where that is not finite and >= 0."""
+    value = float(schedule(step) if callable(schedule) else schedule)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"schedule: its value at step {step} must be finite and >= 0, got {value}")
+    return value
 
 
 def check_schedule(owner: str, name: str, value: Any, *, zero: bool = True) -> None:

@@ -28,8 +28,8 @@ class StraightThrough(QuantizedOptimizer):
         *,
         total_steps: int,
         eta_2: Schedule | None = None,
-        center_clip: float = 10.0,
-        finetune_rate: float = 0.1,
+        center_clip: Schedule = 10.0,
+        finetune_rate: Schedule = 0.1,
     ) -> None:
         super().__init__(
             model,
