@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+import qupedkern as qk
 from fl import config as configuration
 from fl import data, report
 from fl.core import make_clients
@@ -40,6 +42,7 @@ def run(
 ) -> None:
     """Run CONFIG's algorithm, and beside it those it compares with."""
     try:
+        _check_backend()
         chosen = configuration.load(config).override(algorithm=algorithm, rounds=rounds, seed=seed)
         directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
         federations = _federations(chosen, data_directory)
@@ -51,6 +54,14 @@ def run(
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from error
+
+
+def _check_backend() -> None:
+    """A backend or instruction set asked for in the environment that cannot be had: said before anything is written."""
+    try:
+        qk.explain("soft_quantize", torch.zeros(1), torch.tensor([0.0, 1.0]), 1.0)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(str(error)) from error
 
 
 def _federations(chosen: configuration.Config, data_directory: Path | None) -> dict[str, Federation]:

@@ -40,9 +40,10 @@ class BackendTable:
     unavailable: dict[str, str]  # backend -> why it cannot run here
     kernels: dict[str, tuple[str, ...]]  # backend -> ops with a kernel of its own
     ops: tuple[str, ...]
+    forced: str | None = None  # by use_backend or QUPEDKERN_BACKEND
 
     def __str__(self) -> str:
-        lines = []
+        lines = [] if self.forced is None else [f"{self.forced!r} is forced (use_backend or QUPEDKERN_BACKEND)"]
         for name, description in self.descriptions.items():
             reason = self.unavailable.get(name)
             lines.append(f"{name:<8} {'not available: ' + reason if reason else description}")
@@ -69,4 +70,4 @@ def backends() -> BackendTable:
         kernels[name] = () if reason else tuple(op for op in ops if op in module(name).ops())
         if reason:
             unavailable[name] = reason
-    return BackendTable(descriptions, unavailable, kernels, ops)
+    return BackendTable(descriptions, unavailable, kernels, ops, forced())

@@ -227,3 +227,21 @@ def test_every_op_keeps_what_its_file_says() -> None:
         assert op.schema.startswith(f"{name}(")
         schema = str(getattr(torch.ops.qupedkern, name).default._schema)
         assert schema.removeprefix("qupedkern::") == op.schema
+
+
+def test_use_backend_made_earlier_forces_when_it_is_entered() -> None:
+    later = qk.use_backend("eager")
+    qk.use_backend(None)
+    with later:
+        assert forced() == "eager"
+        assert "'eager' is forced" in str(qk.backends())
+    assert forced() is None
+
+
+def test_a_backend_forced_by_the_environment_is_named_in_the_remedy(
+    install: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(Recorder(refuses="because it is Tuesday"))
+    monkeypatch.setenv("QUPEDKERN_BACKEND", "recorder")
+    with pytest.raises(RuntimeError, match=r"unset QUPEDKERN_BACKEND to let one be picked$"):
+        qk.assign(X, C)

@@ -73,18 +73,20 @@ class _Forced:
 
 
 class use_backend:
-    """Force a backend for every op: `use_backend("eager")` from here on, `with use_backend("cpp"):` for a block; None picks freely.
+    """Force a backend for every op: `use_backend("eager")` from here on, `with use_backend("cpp"):` for a block.
 
-    name: "eager", "cpp" (further backends as they are added) or None. A forced backend raises RuntimeError where its kernel
-    refuses the arguments; an op without a kernel there runs eager. The environment variable QUPEDKERN_BACKEND does the
-    same for a whole process and is overruled by this.
+    name: "eager", "cpp" (further backends as they are added), or None, which leaves the choice to the environment. A forced
+    backend raises RuntimeError where its kernel refuses the arguments; an op without a kernel there runs eager. The
+    environment variable QUPEDKERN_BACKEND does the same for a whole process; a name given here overrules it.
     """
 
     def __init__(self, name: str | None) -> None:
-        self._before = _Forced.name
-        _Forced.name = _checked(name, "use_backend")
+        self._name, self._before = _checked(name, "use_backend"), _Forced.name
+        _Forced.name = self._name
 
     def __enter__(self) -> use_backend:
+        if _Forced.name != self._name:  # made earlier, entered now
+            self._before, _Forced.name = _Forced.name, self._name
         return self
 
     def __exit__(
@@ -98,6 +100,10 @@ def forced() -> str | None:
     if _Forced.name is not None:
         return _Forced.name
     return _checked(os.environ.get(_ENVIRONMENT) or None, _ENVIRONMENT)
+
+
+def _remedy() -> str:
+    return f"unset {_ENVIRONMENT} to let one be picked" if _Forced.name is None else "use_backend(None) picks one"
 
 
 def _device(args: tuple[Any, ...]) -> str:
@@ -129,9 +135,7 @@ def select(op: str, args: tuple[Any, ...]) -> str:
         reason = missing or _objection(wanted, op, args, device)
         if reason is None:
             return wanted
-        raise RuntimeError(
-            f"{op}: backend {wanted!r} was requested but cannot run: {reason}; use_backend(None) picks one"
-        )
+        raise RuntimeError(f"{op}: backend {wanted!r} was requested but cannot run: {reason}; {_remedy()}")
     for name in ORDER.get(device, ()):
         if has_kernel(name, op) and _objection(name, op, args, device) is None:
             return name

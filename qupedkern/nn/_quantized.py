@@ -29,6 +29,8 @@ class WeightMode:
         if self.name not in MODES:
             raise ValueError(f"mode: the mode must be one of {', '.join(MODES)}, got {self.name!r}")
         for key, value in (("sharpness", self.sharpness), ("P", self.P)):
+            if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+                raise TypeError(f"mode: {key} must be a number, got {type(value).__name__}")
             if value is not None and not value > 0:
                 raise ValueError(f"mode: {key} must be positive, got {value}")
 

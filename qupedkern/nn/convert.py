@@ -164,8 +164,14 @@ def quantize_(
 def _checked_overrides(model: nn.Module, overrides: Mapping[str, int] | None) -> dict[str, int]:
     """Exact module name -> levels; every name must be a layer that quantize_ knows."""
     check_model("quantize_", model)
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(f"quantize_: overrides must map module names to bits, got {type(overrides).__name__}")
     modules = dict(model.named_modules())
     for name in overrides or {}:
+        if isinstance(modules.get(name), (QuantizedLayer, PackedLayer)):
+            raise ValueError(
+                f"quantize_: overrides names {name!r}, which is already quantized; start from a float model"
+            )
         if name not in modules or type(modules[name]) not in QUANTIZERS:
             raise ValueError(f"quantize_: overrides names {name!r}, which is no nn.Linear or nn.Conv2d of the model")
     return {name: _levels("quantize_", bits, None) for name, bits in (overrides or {}).items()}
@@ -204,7 +210,8 @@ def pack_layer(layer: QuantizedLayer) -> PackedLayer:
 def pack_(model: nn.Module) -> nn.Module:
     """Replace every Quant* layer by its packed form, in place: codes at `bits` bits a weight and the centers.
 
-    Outputs equal mode "hard" to the bit; layers that share a weight share its codes and centers. Returns the model.
+    Outputs equal mode "hard" to the bit (inside torch's fused transformer inference, which sums in another order, to
+    rounding); layers that share a weight share its codes and centers. Returns the model.
     Raises ValueError where the model has no Quant* layer, or a weight is not finite; the model is then as it was.
     """
     check_model("pack_", model)
@@ -238,5 +245,12 @@ def unpack_(model: nn.Module) -> nn.Module:
         raise ValueError("unpack_: the model has no packed layers; call pack_ on it first")
     if "" in layers:
         raise ValueError("unpack_: the model is itself a packed layer; wrap it, for example in nn.Sequential")
-    replace_modules(model, {layer: layer.to_float() for layer in layers.values()})  # type: ignore[operator]
+    replacements: dict[nn.Module, nn.Module] = {}
+    owners: dict[tuple[int, int], nn.Module] = {}
+    for layer in layers.values():
+        plain = layer.to_float()  # type: ignore[operator]
+        owner = owners.setdefault((id(layer.packed), id(layer.centers)), plain)
+        plain.weight = owner.weight  # shared codes and centers: a shared weight again
+        replacements[layer] = plain
+    replace_modules(model, replacements)
     return model

@@ -175,3 +175,13 @@ def test_importing_fl_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUPEDKERN_BACKEND", "bogus")
+    result = command(config_file, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("QUPEDKERN_BACKEND: the backend must be one of")
+    assert not (tmp_path / "out").exists()

@@ -301,3 +301,20 @@ def test_partly_packed_models_count_both_kinds() -> None:
     assert list(quantized_layers(model)) == ["1"]
     with pytest.raises(ValueError, match=r"has layers that are not packed \(1\)"):
         qk.save(model, "never-written")
+
+
+def test_unpacking_keeps_shared_weights_shared() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
+    model["b"].weight = model["a"].weight
+    qk.quantize_(model, bits=2, rule=lambda *_: True)
+    qk.unpack_(qk.pack_(model))
+    assert model["a"].weight is model["b"].weight
+
+
+def test_wrong_overrides_are_told_apart() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    with pytest.raises(TypeError, match=r"^quantize_: overrides must map module names to bits, got list$"):
+        qk.quantize_(model, overrides=["0"])  # type: ignore[arg-type]
+    qk.quantize_(model, rule=lambda *_: True)
+    with pytest.raises(ValueError, match=r"^quantize_: overrides names '0', which is already quantized"):
+        qk.quantize_(model, overrides={"0": 4})
