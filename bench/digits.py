@@ -23,12 +23,12 @@ from torch import Tensor, nn
 import qupedkern as qk
 from fl import data, models
 from fl.seeds import torch_generator
+from qupedkern.optim.quped import EVALUATIONS as EVALUATIONS_OF
 
 ARCHITECTURES = ("mlp", "cnn")
 LEVELS = {"1 bit": 2, "ternary": 3, "2 bit": 4, "4 bit": 16}
-VARIANTS = ("simultaneous", "alternating", "hard")
-METHODS = ("straight_through", *VARIANTS, "post_training")
-PER_STEP = {"straight_through": 1, "simultaneous": 2, "alternating": 3, "hard": 2}  # evaluations before the freeze
+METHODS = ("straight_through", *EVALUATIONS_OF, "post_training")
+PER_STEP = {"straight_through": 1, **EVALUATIONS_OF}  # evaluations before the freeze
 
 WARM_STEPS = 680  # 40 epochs of batch 64
 EVALUATIONS = 1020  # 60 epochs

@@ -5,7 +5,6 @@ strings, booleans and None. `flatten` takes the tensors out and leaves JSON behi
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fl.errors import CheckpointError
+from qupedkern.packed import write_atomically
 
 Tensors = dict[str, Tensor]
 Json = Any  # what json.dumps takes: dicts with string keys, lists, numbers, strings, booleans, None
@@ -67,27 +67,7 @@ def unflatten(tensors: Tensors, rest: Json) -> Any:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that after a crash at any moment either the old content or all of the new is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames inside the directory survive a power cut, where the system can (Windows cannot open directories)."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def save_state(path: Path, tensors: Tensors, scalars: Json) -> None:

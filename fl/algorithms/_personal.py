@@ -13,10 +13,9 @@ from fl.algorithms._base import FINETUNE_SHARE, Algorithm, check_training, copy_
 from fl.core import Bits, Client, ClientState, Job, Update, batches
 from fl.seeds import derive_seed, torch_generator
 from fl.storage import Tensors, flatten, unflatten
+from qupedkern.optim.quped import EVALUATIONS
 
-# Gradient evaluations of one step of qk.QuPeD, by variant; one for all once the weights are frozen, and in float.
-EVALUATIONS = {"hard": 2, "simultaneous": 2, "alternating": 3}
-FROZEN_EVALUATIONS = 1
+FROZEN_EVALUATIONS = 1  # of one step once the weights are frozen, and in float
 
 
 class FloatSGD:
@@ -146,7 +145,14 @@ class Personal(Algorithm):
         freeze_at = late_round(job, self.freeze_at) / job.rounds
         if client.bits == "float":
             return FloatSGD(inner, freeze_at, total_steps)
-        return qk.QuPeD(model, inner, variant=self.variant, freeze_at=freeze_at, total_steps=total_steps)
+        return qk.QuPeD(
+            model,
+            inner,
+            variant=self.variant,
+            freeze_at=freeze_at,
+            total_steps=total_steps,
+            finetune_rate=FINETUNE_SHARE,
+        )
 
     def _restore(self, job: Job, client: Client, state: ClientState) -> tuple[nn.Module, Optimizer]:
         model = self._new_model(job, client, init="linspace")  # the cheapest: centers come from the state

@@ -304,7 +304,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.freeze()
 
     def seek(self, step: int) -> None:
-        """Continue the schedules and the freeze as if `step` steps had been done. Frozen weights stay frozen: see ValueError."""
+        """Continue the schedules and the freeze as if `step` steps had been done; ValueError where that would thaw weights."""
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"{self._name}.seek: step must be an integer >= 0, got {step!r}")
         if self.frozen and step < min(self.freeze_step, self.steps_done):

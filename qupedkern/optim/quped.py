@@ -12,7 +12,7 @@ from qupedkern.ops import prox_weights
 from ._base import Closure, Codebook, QuantizedOptimizer
 from .schedules import Schedule, check_schedule, linear_share, value_at
 
-VARIANTS = ("simultaneous", "alternating", "hard")
+EVALUATIONS = {"simultaneous": 2, "alternating": 3, "hard": 2}  # of a step before the freeze; 1 after it
 CENTER_PROXES = ("counted", "exact", "authors")
 _DOSE = {"simultaneous": 0.3, "alternating": 0.3, "hard": 3.0}
 
@@ -57,7 +57,7 @@ class QuPeD(QuantizedOptimizer):
         center_clip: Schedule = 10.0,
         finetune_rate: Schedule = 0.1,
     ) -> None:
-        for name, value, choices in (("variant", variant, VARIANTS), ("norm", norm, ("l1", "l2"))):
+        for name, value, choices in (("variant", variant, tuple(EVALUATIONS)), ("norm", norm, ("l1", "l2"))):
             if value not in choices:
                 raise ValueError(f"QuPeD: {name} must be one of {', '.join(choices)}, got {value!r}")
         if center_prox is not None and center_prox not in CENTER_PROXES:

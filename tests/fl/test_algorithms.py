@@ -166,7 +166,7 @@ def test_a_client_not_drawn_since_the_freeze_is_fine_tuned_once(federation: Buil
         (lambda: algorithms.QuPeD(distill=-0.1), "quped: distill must be between 0 and 1, got -0.1"),
         (lambda: algorithms.QuPeD(temperature=0), "quped: temperature must be positive and finite"),
         (lambda: algorithms.QuPeD(global_rate=-1.0), "quped: global_rate must be positive and finite"),
-        (lambda: algorithms.QuPeD(variant="soft"), "quped: variant must be one of hard, simultaneous, alternating"),
+        (lambda: algorithms.QuPeD(variant="soft"), "quped: variant must be one of simultaneous, alternating, hard"),
         (lambda: algorithms.Local(freeze_at=1.5), "local: freeze_at must be between 0 and 1, got 1.5"),
         (lambda: algorithms.Local(local_steps=0), "local: local_steps must be at least 1, got 0"),
         (lambda: algorithms.Local(batch_size=0), "local: batch_size must be at least 1, got 0"),

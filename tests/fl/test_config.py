@@ -68,7 +68,7 @@ MISTAKES = [
     ("[[clients]]", "[[client]]", "unknown key 'client', allowed are experiment, data, clients, algorithms"),
     ("distill = 0.3", "distil = 0.3", r"\[algorithms.quped\]: unknown key 'distil', allowed are local_steps"),
     ("distill = 0.3", "distill = 1.3", "distill must be between 0 and 1, got 1.3"),
-    ("distill = 0.3", 'variant = "soft"', "variant must be one of hard, simultaneous, alternating, got 'soft'"),
+    ("distill = 0.3", 'variant = "soft"', "variant must be one of simultaneous, alternating, hard, got 'soft'"),
     ("distill = 0.3", "rate = 0", "rate must be positive and finite, got 0.0"),
     ("[algorithms.quped]", "[algorithms.quper]", "unknown key 'quper', allowed are fedavg, local, quped"),
 ]
