@@ -1,5 +1,5 @@
-// The only file that knows Python: (data_ptr, sizes, dtype code) -> TensorView, one line per kernel with the dtypes it
-// takes.
+// The only file that knows Python: (data_ptr, sizes, dtype code) -> TensorView, a list of these -> std::vector, None ->
+// std::nullopt; one line per kernel with the dtypes it takes.
 //
 // module.<op>(threads, *arguments in schema order, *outputs) runs without the GIL. module.KERNELS maps each op to its
 // tensor arguments, outputs last, as (name, dtype codes); the backend makes its refusals from that.
@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -80,6 +81,27 @@ void check_argument(const char* op, std::vector<Argument>::const_iterator& argum
   check_dtype(op, *argument++, tensor);
 }
 
+void check_argument(const char* op, std::vector<Argument>::const_iterator& argument,
+                    const std::optional<qk::TensorView>& tensor) {
+  const Argument& stated = *argument++;
+  if (tensor) {
+    check_dtype(op, stated, *tensor);
+  }
+}
+
+void check_argument(const char* op, std::vector<Argument>::const_iterator& argument,
+                    const std::vector<qk::TensorView>& tensors) {
+  const Argument& stated = *argument++;
+  for (const qk::TensorView& tensor : tensors) {
+    check_dtype(op, stated, tensor);
+  }
+}
+
+template <class T>
+constexpr bool is_tensor_argument = std::is_same_v<T, const qk::TensorView&> ||
+                                    std::is_same_v<T, const std::optional<qk::TensorView>&> ||
+                                    std::is_same_v<T, const std::vector<qk::TensorView>&>;
+
 // Not py::gil_scoped_release: at interpreter exit CPython ends a thread inside PyEval_RestoreThread by unwinding it,
 // which must not happen in a destructor.
 template <class Body>
@@ -97,10 +119,11 @@ void without_gil(Body&& body) {
   }
 }
 
-// Defines module.<op> and lists it in module.KERNELS. `tensors`: its tensor arguments in order.
+// Defines module.<op> and lists it in module.KERNELS. `tensors`: its tensor arguments in order, a list or one that may
+// be left out counting as one.
 template <class... Args>
 void kernel(py::module_& module, const char* op, void (*run)(int, Args...), std::vector<Argument> tensors) {
-  constexpr size_t expected = (size_t{std::is_same_v<Args, const qk::TensorView&>} + ...);
+  constexpr size_t expected = (size_t{is_tensor_argument<Args>} + ...);
   if (tensors.size() != expected) {
     throw std::logic_error(
         qk::text(op, ": ", expected, " tensor arguments, but dtypes are stated for ", tensors.size()));

@@ -16,6 +16,7 @@
 namespace qk::cpu {
 
 using View = const TensorView&;
+using Views = const std::vector<TensorView>&;
 
 void assign(int threads, View x, View centers, View codes);
 void dequantize(int threads, View codes, View centers, View out);

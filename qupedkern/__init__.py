@@ -21,6 +21,7 @@ from .ops import assign as assign
 from .ops import dequantize as dequantize
 from .ops import distance as distance
 from .ops import distillation_loss as distillation_loss
+from .ops import foreach_soft_quantize as foreach_soft_quantize
 from .ops import hard_quantize as hard_quantize
 from .ops import init_centers as init_centers
 from .ops import pack_codes as pack_codes

@@ -94,6 +94,31 @@ TAKES_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {
 # Everything else: call, error, whole sentence.
 OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
+        lambda: qk.foreach_soft_quantize(X, [C], 1.0),
+        TypeError,
+        "foreach_soft_quantize: xs must be a list, one entry a tensor, got Tensor",
+    ),
+    (
+        lambda: qk.foreach_soft_quantize([X, X], [C], 1.0),
+        ValueError,
+        "foreach_soft_quantize: centers must have one entry for each of the 2 xs, got 1",
+    ),
+    (
+        lambda: qk.foreach_soft_quantize([X, X], [C, C], [1.0]),
+        ValueError,
+        "foreach_soft_quantize: sharpness must have one entry for each of the 2 xs, got 1",
+    ),
+    (
+        lambda: qk.foreach_soft_quantize([X, X], [C, C[:1]], 1.0),
+        ValueError,
+        "foreach_soft_quantize: tensor 1: centers must be [m] or [G, m] with m from 2 to 256, got shape (1,)",
+    ),
+    (
+        lambda: qk.foreach_soft_quantize([X, X.to(M)], [C, C.to(M)], 1.0),
+        ValueError,
+        "foreach_soft_quantize: tensor 1 must be on the device of tensor 0, cpu, got meta; move one of them",
+    ),
+    (
         lambda: qk.hard_quantize(X, C, 1),  # type: ignore[arg-type]
         TypeError,
         "hard_quantize: straight_through must be a bool, got int",

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import qupedkern as qk
 from qupedkern.ops import OPS
+from qupedkern.ops._define import tensors_of
 from qupedkern.ops._rows import midpoints, split_rows
-from qupedkern.testing.harness import as_tuple, gradient_arguments, kernels, run, same_bits
+from qupedkern.testing.harness import as_tuple, each, gradient_arguments, kernels, run, same_bits
 from qupedkern.testing.strategies import CALM, DOUBLE, HOSTILE, INPUTS
 from qupedkern.testing.tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close
 
@@ -34,8 +35,18 @@ def away_from_jumps(op: str, args: tuple[Any, ...]) -> bool:
 def with_gradients(op: str, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
     """The arguments, those with a gradient as fresh leaves, and these leaves."""
     wanted = gradient_arguments(op)
-    args = tuple(a.detach().clone().requires_grad_() if i in wanted else a for i, a in enumerate(args))
-    return args, [args[i] for i in wanted]
+    args = tuple(
+        each(lambda t: t.detach().clone().requires_grad_(), a) if i in wanted else a for i, a in enumerate(args)
+    )
+    return args, list(tensors_of([args[i] for i in wanted]))
+
+
+def slopes(output: Any) -> Any:
+    """A gradient for each output, shaped like it."""
+    return each(
+        lambda out: torch.linspace(-1, 2, max(out.numel(), 1), dtype=out.dtype)[: out.numel()].reshape(out.shape),
+        output,
+    )
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -48,7 +59,18 @@ def test_gradients_are_the_finite_differences(op: str, data: Case) -> None:
     if op == "hard_quantize" and args[2]:  # straight through: by design not the derivative in x
         args[0].requires_grad_(False)
     assume(all(leaf.numel() for leaf in leaves))
-    assert torch.autograd.gradcheck(getattr(qk, op), args)
+    listed = [i for i, a in enumerate(args) if isinstance(a, list)]
+
+    def function(*leaves: Tensor) -> Any:  # gradcheck knows no lists
+        rest = iter(leaves)
+        wanted = gradient_arguments(op)
+        filled = [each(lambda _: next(rest), a) if i in wanted else a for i, a in enumerate(args)]
+        return as_tuple(getattr(qk, op)(*filled))
+
+    if not listed:
+        assert torch.autograd.gradcheck(getattr(qk, op), args)
+    elif leaves:
+        assert torch.autograd.gradcheck(function, tuple(leaves))
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -60,16 +82,17 @@ def test_the_backward_op_is_autograd_of_the_formula(op: str, data: Case) -> None
         args = (*args[:2], False)  # straight through is no derivative
     args, leaves = with_gradients(op, args)
     output = OPS[op].reference(*args)
-    grad = torch.linspace(-1, 2, max(output.numel(), 1), dtype=output.dtype)[: output.numel()].reshape(output.shape)
+    assume(leaves)
+    grad = slopes(output)
     expected = torch.autograd.grad(output, leaves, grad, allow_unused=True, materialize_grads=True)
-    plain = (grad, *(a.detach() if isinstance(a, Tensor) else a for a in args))
+    plain = (grad, *(each(Tensor.detach, a) for a in args))
     got = as_tuple(OPS[f"{op}_backward"].reference(*plain))
     bounds = BOUNDS[f"{op}_backward"](*plain, u=ROUNDOFF[torch.float64], eta=SMALLEST[torch.float64])
     hidden = 0.0
-    if op == "soft_quantize":
-        _, x, c, sharpness = plain
-        steepest = float(sharpness.max() * (c[..., -1] - c[..., 0]).max())
-        hidden = 2 * (1 + steepest) * c.shape[-1] * ROUNDOFF[torch.float64] * max(x.numel(), 1)
+    if op.endswith("soft_quantize"):
+        for _, x, c, sharpness in zip(*plain, strict=True) if op.startswith("foreach") else [plain]:
+            steepest = float(sharpness.max() * (c[..., -1] - c[..., 0]).max())
+            hidden += 2 * (1 + steepest) * c.shape[-1] * ROUNDOFF[torch.float64] * max(x.numel(), 1)
     for value, wanted, bound in zip(got, expected, bounds, strict=True):
         allowed = torch.as_tensor(2 * bound + hidden, dtype=torch.float64).expand(wanted.shape)
         assert_close(value, wanted, allowed, f"{op}_backward")
@@ -81,8 +104,8 @@ def test_autograd_calls_the_backward_op(op: str, backend: str, data: Case) -> No
     args, leaves = with_gradients(op, data.draw(INPUTS[op](CALM)))
     with qk.use_backend(backend):
         output = getattr(qk, op)(*args)
-        grad = torch.linspace(-1, 2, max(output.numel(), 1), dtype=output.dtype)[: output.numel()].reshape(output.shape)
-        got = torch.autograd.grad(output, leaves, grad)
+        grad = slopes(output)
+        got = torch.autograd.grad(as_tuple(output), leaves, as_tuple(grad))
     expected = run(f"{op}_backward", (grad, *OPS[op].prepare(*args)), backend)
     assert expected is not None
     for value, wanted in zip(got, expected, strict=True):
@@ -132,12 +155,13 @@ def test_second_derivatives_are_refused_with_a_sentence(op: str) -> None:
     x, c = torch.randn(6, requires_grad=True), torch.tensor([-1.0, 1.0], requires_grad=True)
     calls = {
         "soft_quantize": lambda: qk.soft_quantize(x, c, 2.0),
+        "foreach_soft_quantize": lambda: qk.foreach_soft_quantize([x], [c], 2.0),
         "hard_quantize": lambda: qk.hard_quantize(x, c, True),
         "dequantize": lambda: qk.dequantize(torch.zeros(6, dtype=torch.uint8), c),
         "distance": lambda: qk.distance(x, c),
         "distillation_loss": lambda: qk.distillation_loss(x, x.detach() / 2),
     }
-    output = calls[op]()
+    (output,) = as_tuple(calls[op]())
     weight = torch.ones_like(output, requires_grad=True)
     leaves = {"dequantize": [c], "distillation_loss": [x]}.get(op, [x, c])
     (gradient, *_) = torch.autograd.grad(output, leaves, weight, create_graph=True)

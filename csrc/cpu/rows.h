@@ -90,6 +90,13 @@ struct Span {
   int64_t end;
 };
 
+inline Span span_at(const Spans& spans, int64_t index) {
+  const int64_t row = index / spans.per_row;
+  const int64_t offset = (index % spans.per_row) * spans.span;
+  const int64_t begin = row * spans.length + offset;
+  return {index, row, begin, begin + std::min(spans.span, spans.length - offset)};
+}
+
 // body(const Span&) for every span, in parallel; `work` is the cost of one element in elementary operations.
 template <class Body>
 void for_each_span(int threads, const Spans& spans, int64_t work, Body&& body) {
@@ -97,10 +104,7 @@ void for_each_span(int threads, const Spans& spans, int64_t work, Body&& body) {
   const int64_t grain = std::max<int64_t>(kGrain / cost, 1);
   parallel_for(threads, spans.count, grain, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
-      const int64_t row = i / spans.per_row;
-      const int64_t offset = (i % spans.per_row) * spans.span;
-      const int64_t begin = row * spans.length + offset;
-      body(Span{i, row, begin, begin + std::min(spans.span, spans.length - offset)});
+      body(span_at(spans, i));
     }
   });
 }

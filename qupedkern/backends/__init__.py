@@ -30,7 +30,7 @@ class Backend(Protocol):
     def unavailable(self) -> str | None: ...
     def ops(self) -> tuple[str, ...]: ...
     def refusal(self, op: str, args: tuple[Any, ...]) -> str | None: ...
-    def launch(self, op: str, args: tuple[Any, ...], outputs: tuple[torch.Tensor, ...]) -> None: ...
+    def launch(self, op: str, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> None: ...
     def describe(self) -> str: ...
 
 
@@ -107,7 +107,11 @@ def _remedy() -> str:
 
 
 def _device(args: tuple[Any, ...]) -> str:
-    return next((a.device.type for a in args if isinstance(a, torch.Tensor)), "cpu")
+    for value in args:
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, torch.Tensor):
+            return first.device.type
+    return "cpu"
 
 
 def _objection(name: str, op: str, args: tuple[Any, ...], device: str) -> str | None:

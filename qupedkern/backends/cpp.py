@@ -122,13 +122,27 @@ def refusal(op: str, args: tuple[Any, ...]) -> str | None:
     """Why the kernel of this op cannot take these arguments, from type and device alone; None where it can."""
     specifications = iter(_kernels()[op][1])
     for value in args:
-        if isinstance(value, Tensor):
+        if value is None:  # only a tensor may be left out
+            next(specifications)
+        elif isinstance(value, Tensor):
+            sentence = _objection(value, *next(specifications))
+            if sentence is not None:
+                return sentence
+        elif isinstance(value, list) and not (value and isinstance(value[0], int)):
             name, allowed = next(specifications)
-            if value.dtype not in allowed:
-                names = " or ".join(_short(dtype) for dtype in _CODES if dtype in allowed)
-                return f"{name} must be {names}, got {_short(value.dtype)}"
-            if not value.is_cpu:
-                return f"{name} must be on the CPU, got {value.device}"
+            for i, tensor in enumerate(value):
+                sentence = _objection(tensor, f"{name}[{i}]", allowed)
+                if sentence is not None:
+                    return sentence
+    return None
+
+
+def _objection(tensor: Tensor, name: str, allowed: frozenset[torch.dtype]) -> str | None:
+    if tensor.dtype not in allowed:
+        names = " or ".join(_short(dtype) for dtype in _CODES if dtype in allowed)
+        return f"{name} must be {names}, got {_short(tensor.dtype)}"
+    if not tensor.is_cpu:
+        return f"{name} must be on the CPU, got {tensor.device}"
     return None
 
 
@@ -137,7 +151,9 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _pass(value: Any) -> Any:
-    """A tensor as (data_ptr, sizes, dtype code); anything else as it is."""
+    """A tensor as (data_ptr, sizes, dtype code), a list of tensors as a list of these; anything else as it is."""
+    if isinstance(value, list):
+        return [_pass(v) for v in value]
     if not isinstance(value, Tensor):
         return value
     if not value.is_contiguous():
@@ -147,7 +163,7 @@ def _pass(value: Any) -> Any:
     return value.data_ptr(), value.shape, _CODES[value.dtype]
 
 
-def launch(op: str, args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+def launch(op: str, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     """Run the kernel on contiguous CPU tensors it does not refuse; writes every element of the outputs.
 
     Uses torch.get_num_threads() threads; the bits of the result do not depend on it. ValueError for codes out of range.

@@ -5,6 +5,7 @@ from .assign import assign as assign
 from .dequantize import dequantize as dequantize
 from .distance import distance as distance
 from .distillation_loss import distillation_loss as distillation_loss
+from .foreach_soft_quantize import foreach_soft_quantize as foreach_soft_quantize
 from .hard_quantize import hard_quantize as hard_quantize
 from .init_centers import init_centers as init_centers
 from .pack_codes import pack_codes as pack_codes

@@ -85,6 +85,19 @@ def check_per_row(op: str, name: str, value: Any, x: Tensor, centers: Tensor) ->
     return torch.full((1,), float(value), dtype=centers.dtype, device=x.device)
 
 
+def check_lists(op: str, **lists: Any) -> None:
+    """Lists (or tuples) of one length, one entry for each tensor."""
+    for name, value in lists.items():
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{op}: {name} must be a list, one entry a tensor, got {type(value).__name__}")
+    (first, reference), *rest = lists.items()
+    for name, value in rest:
+        if len(value) != len(reference):
+            raise ValueError(
+                f"{op}: {name} must have one entry for each of the {len(reference)} {first}, got {len(value)}"
+            )
+
+
 def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{op}: {name} must be {' or '.join(repr(c) for c in choices)}, got {value!r}")

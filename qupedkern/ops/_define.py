@@ -5,8 +5,9 @@ To autograd, fake tensors, torch.compile and torch.export the op is one opaque n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,17 +41,44 @@ class output_hook:
     fill: Callable[[Tensor], None] | None = None
 
 
-def _run(op: Op, args: tuple[Any, ...]) -> Any:
-    args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+def tensors_of(values: Any) -> Iterator[Tensor]:
+    """The tensors among values, those in lists too, in order."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_of(value)
+
+
+def _contiguous(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    return [_contiguous(v) for v in value] if isinstance(value, list) else value
+
+
+@cache
+def mutated(name: str) -> tuple[int, ...]:
+    """Positions of the arguments an op writes in place, `Tensor(a!)` or `Tensor(a!)[]` in its schema."""
+    arguments = getattr(torch.ops.qupedkern, name).default._schema.arguments
+    return tuple(i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+
+
+def _run(op: Op, given: tuple[Any, ...]) -> Any:
+    args = tuple(_contiguous(a) for a in given)
     name = select(op.name, args)
     if name == EAGER:
-        return op.reference(*args)
-    outputs = op.allocate(*args)
-    written = outputs if isinstance(outputs, tuple) else (outputs,)
-    if output_hook.fill is not None:
-        for output in written:
-            output_hook.fill(output)
-    module(name).launch(op.name, args, written)
+        outputs = op.reference(*args)
+    else:
+        outputs = op.allocate(*args)
+        written = outputs if isinstance(outputs, tuple) else (outputs,)
+        if output_hook.fill is not None:
+            for output in tensors_of(written):
+                output_hook.fill(output)
+        module(name).launch(op.name, args, written)
+    for position in mutated(op.name):  # an argument of other strides was written in a contiguous copy
+        for before, after in zip(tensors_of([given[position]]), tensors_of([args[position]]), strict=True):
+            if after is not before:
+                before.copy_(after)
     return outputs
 
 
@@ -59,7 +87,9 @@ def define_op(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: register `torch.ops.qupedkern.<name>` with the decorated function as its reference.
 
-    allocate gets the op's arguments and returns its outputs, empty and contiguous, for real and fake tensors alike.
+    allocate gets the op's arguments and returns its outputs, empty and contiguous, for real and fake tensors alike: a tensor
+    or a list of them for each return of the schema. Schemas have no keyword-only arguments. What an op writes in place is
+    marked in the schema, `Tensor(a!)`; reference and kernels get it contiguous.
     """
     name = schema.split("(", 1)[0]
 
@@ -74,26 +104,41 @@ def define_op(
     return register
 
 
+def _is_list(value: Any) -> bool:
+    """A list of tensors; a list of integers, a shape, is not."""
+    return isinstance(value, list) and all(isinstance(v, Tensor) for v in value)
+
+
+def _needed(gradient: Any, needs: Any) -> Any:
+    if isinstance(gradient, list):
+        return [g if n else None for g, n in zip(gradient, needs, strict=True)]
+    return gradient if needs else None
+
+
 def differentiable(name: str, wrt: tuple[str, ...]) -> None:
-    """Tie <name> to <name>_backward(grad, *arguments of <name>) -> one gradient per argument in wrt."""
+    """Tie <name> to <name>_backward(grad, *arguments of <name>) -> one gradient (or list of them) per argument in wrt."""
     names = [a.name for a in getattr(torch.ops.qupedkern, name).default._schema.arguments]
     positions = [names.index(argument) for argument in wrt]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        tensors = [a for a in inputs if isinstance(a, Tensor)]
-        ctx.save_for_backward(*tensors)
-        ctx.plain = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+        ctx.save_for_backward(*tensors_of(inputs))
+        # Of each argument: -1 for a tensor, the length of a list of them, or in a tuple the argument itself.
+        ctx.layout = [-1 if isinstance(v, Tensor) else len(v) if _is_list(v) else (v,) for v in inputs]
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
-        inputs = [next(saved) if plain is None else plain[0] for plain in ctx.plain]
+        inputs: list[Any] = []
+        for kept in ctx.layout:
+            if isinstance(kept, tuple):
+                inputs.append(kept[0])
+            else:
+                inputs.append(next(saved) if kept < 0 else [next(saved) for _ in range(kept)])
         gradients = getattr(torch.ops.qupedkern, f"{name}_backward")(grad, *inputs)
-        if isinstance(gradients, Tensor):
+        if not isinstance(gradients, tuple):
             gradients = (gradients,)
-        result: list[Tensor | None] = [None] * len(inputs)
+        result: list[Any] = [[None] * len(v) if _is_list(v) else None for v in inputs]
         for position, gradient in zip(positions, gradients, strict=True):
-            if ctx.needs_input_grad[position]:
-                result[position] = gradient
+            result[position] = _needed(gradient, ctx.needs_input_grad[position])
         return tuple(result)
 
     torch.library.register_autograd(f"qupedkern::{name}", backward, setup_context=setup_context, lib=_LIBRARY)

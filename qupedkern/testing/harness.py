@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qupedkern.backends import EAGER, has_kernel, module, names, use_backend, why_not
 from qupedkern.ops import OPS
-from qupedkern.ops._define import output_hook
+from qupedkern.ops._define import mutated, output_hook, tensors_of
 from qupedkern.ops._rows import compute_dtype
 
 from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, with_output_rounding
@@ -53,14 +53,37 @@ def poisoned_outputs() -> Iterator[None]:
 
 
 def as_tuple(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
+    """The tensors of a result in a row, those of lists too."""
+    return tuple(tensors_of([result]))
+
+
+def each(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """change(tensor) for a tensor and for those of a list; anything else as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return [each(change, v) for v in value] if isinstance(value, list) else value
+
+
+def unshared(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments, those the op writes in place as copies with the same strides."""
+    written = mutated(op)
+    return tuple(each(Tensor.clone, a) if i in written else a for i, a in enumerate(args))
+
+
+def _everything(op: str, args: tuple[Any, ...], result: Any) -> tuple[Tensor, ...]:
+    """The outputs, then what was written in place."""
+    return (*as_tuple(result), *(t for i in mutated(op) for t in tensors_of([args[i]])))
 
 
 def run(op: str, args: tuple[Any, ...], backend: str) -> tuple[Tensor, ...] | None:
-    """The outputs of torch.ops.qupedkern.<op> on op arguments; None where this backend refuses them, with its sentence."""
+    """The outputs of torch.ops.qupedkern.<op> on op arguments; None where this backend refuses them, with its sentence.
+
+    For an op that works in place, also what it wrote, last; the arguments themselves stay as they were.
+    """
+    args = unshared(op, args)
     with use_backend(backend), poisoned_outputs():
         if backend == EAGER or why_not(backend, op, args) is None:
-            return as_tuple(getattr(torch.ops.qupedkern, op)(*args))
+            return _everything(op, args, getattr(torch.ops.qupedkern, op)(*args))
         try:
             getattr(torch.ops.qupedkern, op)(*args)
         except RuntimeError as error:
@@ -74,14 +97,17 @@ def run(op: str, args: tuple[Any, ...], backend: str) -> tuple[Tensor, ...] | No
 
 def compute_type(args: tuple[Any, ...]) -> torch.dtype:
     """The type an op computes in: the widest compute type of its float arguments."""
-    types = [compute_dtype(a) for a in args if isinstance(a, Tensor) and a.dtype.is_floating_point]
+    types = [compute_dtype(a) for a in tensors_of(args) if a.dtype.is_floating_point]
     return torch.float64 if torch.float64 in types else torch.float32
 
 
 def upcast(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Float tensors in float64, all tensors contiguous, everything else as it is."""
-    tensors = (a.contiguous() if isinstance(a, Tensor) else a for a in args)
-    return tuple(a.double() if isinstance(a, Tensor) and a.dtype.is_floating_point else a for a in tensors)
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.contiguous().double() if tensor.dtype.is_floating_point else tensor.contiguous()
+
+    return tuple(each(wide, a) for a in args)
 
 
 def settled(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -113,14 +139,16 @@ def check(op: str, args: tuple[Any, ...], backend: str) -> None:
     dtype = compute_type(args)
     u, eta = ROUNDOFF[dtype], SMALLEST[dtype]
     wide = upcast(args)
-    expected = as_tuple(OPS[op].reference(*wide))
     bounds = BOUNDS[op](*wide, u=u, eta=eta)
-    shaped = as_tuple(OPS[op].allocate(*args))
+    wide = unshared(op, wide)
+    expected = _everything(op, wide, OPS[op].reference(*wide))
+    shaped = _everything(op, args, OPS[op].allocate(*args))
     for i, (value, wanted, bound, like) in enumerate(zip(got, expected, bounds, shaped, strict=True)):
         what = f"{op} on {backend}, output {i}"
         assert value.shape == like.shape, f"{what}: shape {tuple(value.shape)}, allocated {tuple(like.shape)}"
         assert value.dtype == like.dtype, f"{what}: {value.dtype}, allocated {like.dtype}"
-        assert value.is_contiguous(), f"{what}: strides {value.stride()} for shape {tuple(value.shape)}"
+        if i < len(as_tuple(OPS[op].allocate(*args))):
+            assert value.is_contiguous(), f"{what}: strides {value.stride()} for shape {tuple(value.shape)}"
         wanted = wanted.double()
         assert_close(value, wanted, with_output_rounding(bound, wanted, value.dtype, u), what)
     if op in BITWISE and backend != EAGER:

@@ -340,15 +340,28 @@ def distillation_loss_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[An
     return draw(layouts(logits[0], limits)), draw(layouts(logits[1], limits)), temperature
 
 
+@st.composite
+def foreach_soft_quantize_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
+    """Up to four tensors, each with its own shape, groups, levels and type, all of one compute type."""
+    count = draw(st.integers(0 if limits.hostile else 1, 4))
+    wide = draw(st.sampled_from(limits.dtypes)) == torch.float64
+    dtypes = tuple(dtype for dtype in limits.dtypes if (dtype == torch.float64) == wide)
+    fewer = replace(limits, dtypes=dtypes, numel=limits.numel // 2, work=limits.work // 2)
+    drawn = [draw(soft_quantize_inputs(fewer)) for _ in range(count)]
+    return tuple([args[i] for args in drawn] for i in range(3))
+
+
 def _with_gradient(
-    op: str, like: Callable[[tuple[Any, ...]], Tensor]
+    op: str, like: Callable[[tuple[Any, ...]], Any]
 ) -> Callable[[Limits], SearchStrategy[tuple[Any, ...]]]:
-    """(grad, *op arguments) for <op>_backward; grad is shaped and typed like `like(op arguments)`."""
+    """(grad, *op arguments) for <op>_backward; grad is shaped and typed like `like(op arguments)`, a tensor or a list."""
 
     @st.composite
     def inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
         args = OPS[op].prepare(*draw(INPUTS[op](limits)))
         output = like(args)
+        if isinstance(output, list):
+            return ([draw(gradients(tuple(out.shape), out.dtype, limits)) for out in output], *args)
         return (draw(gradients(tuple(output.shape), output.dtype, limits)), *args)
 
     return inputs
@@ -366,6 +379,8 @@ INPUTS: dict[str, Callable[[Limits], SearchStrategy[tuple[Any, ...]]]] = {
     "distance_backward": _with_gradient("distance", _scalar),
     "distillation_loss": distillation_loss_inputs,
     "distillation_loss_backward": _with_gradient("distillation_loss", _scalar),
+    "foreach_soft_quantize": foreach_soft_quantize_inputs,
+    "foreach_soft_quantize_backward": _with_gradient("foreach_soft_quantize", lambda args: args[0]),
     "hard_quantize": hard_quantize_inputs,
     "hard_quantize_backward": _with_gradient("hard_quantize", lambda args: args[0]),
     "init_centers": init_centers_inputs,

@@ -105,6 +105,21 @@ def soft_quantize_backward(
     return bound_x.reshape(x.shape), bound_c.reshape(centers.shape)
 
 
+def foreach_soft_quantize(
+    x: list[Tensor], centers: list[Tensor], sharpness: list[Tensor], *, u: float, eta: float
+) -> tuple[Tensor, ...]:
+    """That of soft_quantize for each."""
+    return tuple(soft_quantize(*args, u=u, eta=eta)[0] for args in zip(x, centers, sharpness, strict=True))
+
+
+def foreach_soft_quantize_backward(
+    grad: list[Tensor], x: list[Tensor], centers: list[Tensor], sharpness: list[Tensor], *, u: float, eta: float
+) -> tuple[Tensor, ...]:
+    """That of soft_quantize_backward for each: grad_x of all, then grad_centers of all."""
+    pairs = [soft_quantize_backward(*args, u=u, eta=eta) for args in zip(grad, x, centers, sharpness, strict=True)]
+    return (*(bound for bound, _ in pairs), *(bound for _, bound in pairs))
+
+
 def _sides(between: Tensor, ends: tuple[float, float]) -> Tensor:
     """[G, n, m - 1] of midpoints -> [G, n, m] of centers: what lies below plus what lies above each center."""
     low, high = (torch.full_like(between[..., :1], end) for end in ends)
@@ -313,6 +328,8 @@ BOUNDS: dict[str, Callable[..., tuple[Tensor | float, ...]]] = {
     "distance_backward": distance_backward,
     "distillation_loss": distillation_loss,
     "distillation_loss_backward": distillation_loss_backward,
+    "foreach_soft_quantize": foreach_soft_quantize,
+    "foreach_soft_quantize_backward": foreach_soft_quantize_backward,
     "hard_quantize": _exact_where_decided,
     "hard_quantize_backward": hard_quantize_backward,
     "init_centers": init_centers,
