@@ -14,7 +14,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import qupedkern as qk
 from qupedkern.ops import OPS
-from qupedkern.testing.harness import as_tuple, gradient_arguments, running_backends, same_bits
+from qupedkern.ops._define import tensors_of
+from qupedkern.testing.harness import as_tuple, each, gradient_arguments, running_backends, same_bits, unshared
 from qupedkern.testing.strategies import CALM, INPUTS, Limits
 
 PUBLIC = [op for op in OPS if not op.endswith("_backward")]
@@ -32,9 +33,12 @@ def fresh_compiler() -> Iterator[None]:
 def outputs_and_gradients(call: Callable[..., Any], op: str, args: tuple[Any, ...]) -> list[Tensor]:
     """Of call(*args), with fresh leaves where the op has a gradient."""
     wanted = gradient_arguments(op)
-    args = tuple(a.detach().clone().requires_grad_() if i in wanted else a for i, a in enumerate(args))
+    args = unshared(op, args)
+    args = tuple(
+        each(lambda t: t.detach().clone().requires_grad_(), a) if i in wanted else a for i, a in enumerate(args)
+    )
     outputs = as_tuple(call(*args))
-    leaves = [args[i] for i in wanted]
+    leaves = list(tensors_of([args[i] for i in wanted]))
     if not leaves:
         return list(outputs)
     return [*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones_like(out) for out in outputs])]
