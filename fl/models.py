@@ -1,6 +1,7 @@
 """The networks that clients train, by name, with an initialisation of their own seed."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,64 @@ class CNN(nn.Module):
         return self.linear2(F.relu(self.linear1(x.flatten(1))))
 
 
-ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {"mlp": MLP, "cnn": CNN}
+class _ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch norm around a shortcut; where the size changes, the shortcut is a 1 x 1 convolution."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Residual network for small images: a 3 x 3 convolution, three stages of blocks (16, 32, 64 channels), one linear layer.
+
+    x: [batch, channels, height, width], height and width at least 4 -> logits [batch, classes]. 6 blocks_per_stage + 2 layers
+    deep, shortcuts not counted; ResNet-20 has 272,474 parameters for images of three channels and 10 classes.
+    He, Zhang, Ren, Sun 2016 (arXiv:1512.03385), section 4.2, with projections where the size changes (option B).
+    """
+
+    def __init__(self, input_shape: Shape, num_classes: int, blocks_per_stage: int) -> None:
+        super().__init__()
+        channels_in, height, width = input_shape
+        if height < 4 or width < 4:
+            raise ValueError(f"ResNet: images must be at least 4 x 4, got {height} x {width}")
+        self.conv1 = nn.Conv2d(channels_in, 16, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(16)
+        blocks, before = [], 16
+        for channels in (16, 32, 64):
+            for block in range(blocks_per_stage):
+                blocks.append(_ResidualBlock(before, channels, stride=2 if block == 0 and channels > 16 else 1))
+                before = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.norm1(self.conv1(x))))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet8": partial(ResNet, blocks_per_stage=1),
+    "resnet20": partial(ResNet, blocks_per_stage=3),
+    "resnet32": partial(ResNet, blocks_per_stage=5),
+}
 
 
 def build(name: str, input_shape: Shape, num_classes: int, seed: int) -> nn.Module:

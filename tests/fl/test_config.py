@@ -59,7 +59,11 @@ MISTAKES = [
     ("rounds = 2", 'rounds = 2\ncompare = ["fedprox"]', "compare must be one of fedavg, local, quped, got 'fedprox'"),
     ("rounds = 2", 'rounds = 2\ncompare = ["quped"]', "compare must name each algorithm once"),
     ("rounds = 2", 'rounds = 2\ncompare = "local"', "compare must be a list of strings, got 'local'"),
-    ("rounds = 2", 'rounds = 2\narchitecture = "vgg"', "architecture must be one of cnn, mlp, got 'vgg'"),
+    (
+        "rounds = 2",
+        'rounds = 2\narchitecture = "vgg"',
+        "architecture must be one of cnn, mlp, resnet20, resnet32, resnet8, got 'vgg'",
+    ),
     ('name = "tiny"', 'name = "../tiny"', "name must be a plain file name"),
     ("classes_per_client = [4, 5]", "classes_per_client = [4, 5, 6]", "must be an integer or a list of 2 integers"),
     ("bits = 2", "bits = 9", "bits must be one of 1, 2, 3, .*, got 9"),

@@ -153,6 +153,21 @@ def test_models_are_fixed_by_their_seed_and_leave_the_global_generator_alone(nam
     assert one(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 
 
+def test_resnets_have_the_parameters_of_their_depth_and_quantize_all_but_their_ends() -> None:
+    import qupedkern as qk
+
+    for name, parameters, layers in [("resnet8", 78042, 8), ("resnet20", 272474, 20), ("resnet32", 466906, 32)]:
+        model = build(name, (3, 32, 32), 10, seed=0)
+        assert sum(p.numel() for p in model.parameters()) == parameters
+        qk.quantize_(model, bits=2)
+        assert len(qk.nn.quantized_layers(model)) == layers
+
+
+def test_a_resnet_that_is_too_small_for_its_strides_is_refused() -> None:
+    with pytest.raises(ValueError, match="images must be at least 4 x 4, got 3 x 8"):
+        build("resnet20", (1, 3, 8), 10, 0)
+
+
 def test_an_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="must be one of cnn, mlp, got 'vgg'"):
+    with pytest.raises(ValueError, match="must be one of cnn, mlp, resnet20, resnet32, resnet8, got 'vgg'"):
         build("vgg", (1, 8, 8), 10, 0)
