@@ -1,4 +1,8 @@
-"""`python -m bench train digits`: accuracy of Algorithm 1. `python -m bench ops`: kernels against eager and the copy limit."""
+"""Measurements: kernels against the machine's limit and their rivals, what they buy in training, and accuracy.
+
+Timings run in processes of their own with glibc's malloc tuned; --runs 5 gives the medians the README quotes, --quick a
+smoke test, --show prints the tables of stored records again.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,17 @@ import argparse
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import machine
+from . import records, runs
 
 RESULTS = Path(__file__).resolve().parent / "results"
+TIMINGS = {  # command: the module that has ROWS of one process and TABLES, and what it times
+    "soft": "soft_quantize forward and backward",
+}
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -26,9 +31,10 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def train_digits(options: argparse.Namespace) -> None:
     """Every network of the table, in worker processes of one torch thread each; same seeds, same numbers."""
+    import torch
     from rich.progress import track
 
-    from . import digits
+    from . import digits, machine
 
     todo = digits.jobs(options.seeds)
     context = multiprocessing.get_context("spawn")
@@ -43,6 +49,8 @@ def train_digits(options: argparse.Namespace) -> None:
 
 
 def time_ops(options: argparse.Namespace) -> None:
+    import torch
+
     from . import cases, ops
 
     torch.set_num_threads(options.threads)
@@ -57,9 +65,64 @@ def time_ops(options: argparse.Namespace) -> None:
     _write(options.out or RESULTS / f"ops-{options.threads}t.jsonl", rows)
 
 
-def main() -> int:
+def time_and_show(options: argparse.Namespace) -> None:
+    """A timing command: in a process of its own it times; above it collects, stores and prints."""
+    import importlib
+
+    module = importlib.import_module(f".{options.command}", __package__)
+    if options.records_to is not None:
+        found = module.rows(
+            options.tensors or (module.QUICK if options.quick else module.NAMES),
+            options.m,
+            rounds=2 if options.quick else options.rounds,
+            compiled=options.compile and not options.quick,
+        )
+        records.write(options.records_to, found)
+        return
+    path = options.out or (None if options.quick else RESULTS / f"{options.command}.jsonl")
+    if options.show:
+        found = records.read(path)
+    else:
+        found = runs.in_processes(sys.argv[1:], options.runs)
+        if path is not None:
+            records.write(path, found)
+    for table in module.TABLES:
+        print(table.render(found))
+    if path is not None:
+        print(f"\nrecords: {path}", file=sys.stderr)
+
+
+def _add_timing(commands: Any, name: str, says: str) -> None:
+    parser = commands.add_parser(name, help=says)
+    parser.add_argument("--tensors", type=_names, help="comma-separated: 64k, 1M, ResNet-20, 16M, 64M")
+    parser.add_argument("--m", type=_numbers, default=(2, 4, 16), help="comma-separated numbers of centers")
+    parser.add_argument(
+        "--runs", type=int, default=1, help="separate processes whose medians count (5 for publication)"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each candidate in a process")
+    parser.add_argument(
+        "--no-compile", dest="compile", action="store_false", help="without torch.compile, slow to start"
+    )
+    parser.add_argument("--quick", action="store_true", help="small tensors, two samples: only shows that it works")
+    parser.add_argument("--show", action="store_true", help="print the tables of the records in --out; times nothing")
+    parser.add_argument("--out", type=Path, help=f"records (default: bench/results/{name}.jsonl; with --quick none)")
+    parser.add_argument(runs.WORKER, dest="records_to", type=Path, help=argparse.SUPPRESS)
+    parser.set_defaults(run=time_and_show)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    for name, says in TIMINGS.items():
+        _add_timing(commands, name, says)
     train = commands.add_parser("train", help="accuracy of Algorithm 1 at equal gradient evaluations")
     train.add_argument("task", choices=["digits"])
     train.add_argument("--seeds", type=int, default=5)
@@ -74,7 +137,11 @@ def main() -> int:
     timing.add_argument("--compile", action="store_true", help="also torch.compile of the reference (slow to start)")
     timing.add_argument("--out", type=Path)
     timing.set_defaults(run=time_ops)
-    options = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except (RuntimeError, KeyError, OSError) as error:

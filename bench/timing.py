@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Candidate = Callable[[], object]
+SLOW = 0.2  # seconds; a call as long as this says enough in fewer samples
+VERY_SLOW = 2.0
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,25 @@ class Timing:
     p50: float
     p80: float
 
+    def rounded(self) -> list[float]:
+        return [round(value, 2) for value in (self.p20, self.p50, self.p80)]
 
-def _calls_for(candidate: Candidate, least_seconds: float) -> int:
+
+def _seconds(candidate: Candidate, calls: int = 1) -> float:
     started = time.perf_counter()
-    candidate()
-    once = time.perf_counter() - started
-    return max(1, round(least_seconds / max(once, 1e-7)))
+    for _ in range(calls):
+        candidate()
+    return (time.perf_counter() - started) / calls
+
+
+def _plan(candidate: Candidate, rounds: int, least_seconds: float) -> tuple[int, range]:
+    """Calls a sample, and the rounds in which it is sampled: all, or fewer of a slow candidate, spread over the run."""
+    candidate()  # the first call compiles, allocates and loads
+    once = _seconds(candidate)
+    if once < SLOW:
+        once = _seconds(candidate)
+    samples = rounds if once < SLOW else max(1, rounds // (3 if once < VERY_SLOW else 8))
+    return max(1, round(least_seconds / max(once, 1e-7))), range(0, rounds, max(1, rounds // samples))
 
 
 def interleaved(
@@ -31,23 +46,21 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time each candidate once a round, all in turns, so that what else the machine does falls on all alike.
 
-    Each sample runs its candidate for at least least_seconds and counts the mean of those calls.
+    Each sample runs its candidate for at least least_seconds and counts the mean of those calls. A candidate that takes
+    over SLOW seconds a call is sampled in every third round, one over VERY_SLOW in every eighth.
     """
-    for candidate in candidates.values():  # first calls compile, allocate and load
-        candidate()
-        candidate()
-    calls = {name: _calls_for(candidate, least_seconds) for name, candidate in candidates.items()}
+    plans = {name: _plan(candidate, rounds, least_seconds) for name, candidate in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, candidate in candidates.items():
-            started = time.perf_counter()
-            for _ in range(calls[name]):
-                candidate()
-            samples[name].append(1e6 * (time.perf_counter() - started) / calls[name])
-    return {name: _percentiles(values) for name, values in samples.items()}
+            calls, turns = plans[name]
+            if turn in turns:
+                samples[name].append(1e6 * _seconds(candidate, calls))
+    return {name: percentiles(values) for name, values in samples.items()}
 
 
-def _percentiles(values: list[float]) -> Timing:
+def percentiles(values: list[float]) -> Timing:
+    """The 20th, 50th and 80th percentile of some microseconds."""
     if len(values) < 2:
         return Timing(values[0], values[0], values[0])
     cuts = statistics.quantiles(values, n=10, method="inclusive")

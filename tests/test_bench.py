@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bench import cases, digits, ops
+from bench import cases, digits, native, ops, rivals, soft, streams, timing, workloads
 from bench.timing import interleaved
+from qupedkern.ops import OPS
 
 
 @pytest.fixture
@@ -68,3 +71,88 @@ def test_candidates_take_turns() -> None:
     timings = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, rounds=3, least_seconds=0.0)
     assert set(timings) == {"a", "b"}
     assert order[-6:] == ["a", "b"] * 3
+
+
+def test_a_slow_candidate_is_sampled_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(timing, "VERY_SLOW", 0.5)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))  # every call takes a second
+    calls: list[int] = []
+    assert interleaved({"slow": lambda: calls.append(0)}, rounds=16)["slow"].p50 == 1e6
+    assert len(calls) == 2 + 2  # the first, one to see how long it takes, then two samples
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("nontemporal", [False, True])
+@pytest.mark.parametrize(("read", "written"), [(1, 1), (2, 1), (3, 2), (4, 3), (4, 4), (1, 4)])
+def test_a_stream_reads_every_source_and_writes_every_target(
+    threads: int, nontemporal: bool, read: int, written: int
+) -> None:
+    sources = [s.view(torch.int32) for s in streams.scratch(read, 5 * 256)]
+    targets = [torch.zeros_like(sources[0]) for _ in range(written)]
+    expected = torch.stack(sources).sum(0, dtype=torch.int32)
+    streams.stream(threads, sources, targets, nontemporal)()
+    assert all(torch.equal(target, expected) for target in targets)
+    streams.stream(threads, sources, sources[: min(read, written)], nontemporal)()  # in place, as an update has it
+    assert all(torch.equal(source, expected) for source in sources[: min(read, written)])
+
+
+def test_a_stream_refuses_what_it_cannot_move_whole() -> None:
+    whole = streams.scratch(2, 1024)
+    with pytest.raises(ValueError, match="of equal size"):
+        streams.stream(1, whole[:1], [torch.zeros(3)], False)
+    for tensors in ([torch.zeros(65)], [torch.zeros(256)[1:65]], whole * 3):
+        with pytest.raises(ValueError, match="1 to 4 sources and targets of whole 256 bytes"):
+            streams.stream(1, tensors, tensors[:1], False)()
+
+
+def test_the_limit_of_a_list_moves_the_bytes_of_its_tensors_but_for_a_rest() -> None:
+    work = workloads.workload("ResNet-20")
+    assert (len(work.shapes), work.numel) == (20, 269_824)
+    moves = soft._moves(work, torch.bfloat16)
+    assert sum(t.nbytes for move in moves for side in move for t in side) == 5 * 2 * work.numel
+    assert set(streams.limits(1, moves)) == {"limit: streams", "limit: non-temporal streams", "limit: copy"}
+
+
+@given(st.integers(2, 17), st.integers(1, 300), st.floats(0.1, 50.0), st.integers(0, 2**31))
+def test_rivals_compute_what_the_formula_says(m: int, n: int, p: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, g, c = (torch.randn(size, dtype=torch.float64, generator=generator) for size in (n, n, m))
+    c, P = c.sort().values, torch.tensor([p], dtype=torch.float64)
+    expected = (OPS["soft_quantize"].reference(x, c, P), *OPS["soft_quantize_backward"].reference(g, x, c, P))
+    for got in (rivals.soft_by_hand(g, x, c, P), rivals.soft_by_autograd([g], [x], [c], [P], rivals.soft_formula)[0]):
+        for a, b in zip(got, expected, strict=True):
+            # float64: 50 n m roundings of 1e-16 at most 50 (slope p/4 of a sigmoid) leave 9 digits of the largest term
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * float(1 + g.abs().sum()))
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_wrong_soft_result_gets_no_time(part: int) -> None:
+    case = workloads.tensors(workloads.Workload("tiny", ((3, 4), (5,)), 1), 4)
+    right = soft._op(case)()
+    soft.check("op", right, case)
+    wrong = [list(result) for result in right]
+    wrong[1][part] = wrong[1][part] * 1.01 + 0.01
+    with pytest.raises(RuntimeError, match=f"op: {('S', 'grad_x', 'grad_c')[part]} of tensor 1 is off by"):
+        soft.check("op", wrong, case)  # type: ignore[arg-type]
+    wrong[1][part] = torch.full_like(right[1][part], torch.nan)
+    with pytest.raises(RuntimeError, match="off by nan"):
+        soft.check("op", wrong, case)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_soft_row_has_every_candidate_checked_and_timed(dtype: str) -> None:
+    work = workloads.Workload("tiny", ((16, 32),), 1)
+    row = soft.measure(work, 4, dtype, rounds=2, compiled=False)
+    assert row.bytes == 5 * 512 * (4 if dtype == "float32" else 2)
+    assert {"native", "op", "eager", "eager, by hand"} < set(row.time_us_p20_p50_p80)
+    assert row.ratio("native", "limit") > 0
+    assert soft.TABLES[0].render([row]).count("| tiny, 1 thread |") == 1
+
+
+def test_a_native_call_that_cannot_run_says_why() -> None:
+    x, c = torch.zeros(4, dtype=torch.float64), torch.tensor([0.0, 1.0])
+    with pytest.raises(RuntimeError, match="native call of assign cannot be timed: x must be float32"):
+        native.native_call("assign", (x, c), (torch.zeros(4, dtype=torch.uint8),))
+    with pytest.raises(RuntimeError, match="distillation has no native kernel"):
+        native.native_call("distillation", (), ())

@@ -1,0 +1,179 @@
+"""soft_quantize forward and backward: the native call and the torch op against the machine's limit and four rivals.
+
+Forward reads x and writes S; backward reads g and x, writes grad_x and reduces grad_c: 5 passes over the tensor, the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import machine, rivals
+from .native import native_call
+from .records import Row
+from .streams import limits, scratch
+from .tables import Column, Table
+from .targets import Target, at_least, at_most
+from .timing import interleaved
+from .workloads import Tensors, Workload, tensors, workload
+
+NAMES = ("1M", "ResNet-20", "16M")
+QUICK = ("64k",)
+LEVELS = (2, 4, 16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Result = rivals.Result
+
+
+def _op(case: Tensors) -> Callable[[], list[Result]]:
+    """Forward and backward as two torch ops; of several tensors, as two ops on lists."""
+    ops = torch.ops.qupedkern
+    if len(case.xs) == 1:
+        g, x, c, p = case.grads[0], case.xs[0], case.centers[0], case.sharpness[0]
+        return lambda: [(ops.soft_quantize(x, c, p), *ops.soft_quantize_backward(g, x, c, p))]
+
+    def run() -> list[Result]:
+        soft = ops.foreach_soft_quantize(case.xs, case.centers, case.sharpness)
+        gradients = ops.foreach_soft_quantize_backward(case.grads, case.xs, case.centers, case.sharpness)
+        return list(zip(soft, *gradients, strict=True))
+
+    return run
+
+
+def _native(case: Tensors) -> tuple[Callable[[], None], list[Result]]:
+    """The two native calls on outputs allocated beforehand, and those outputs."""
+    soft, grad_x = ([torch.empty_like(x) for x in case.xs] for _ in range(2))
+    grad_c = [torch.empty_like(c) for c in case.centers]
+    results = list(zip(soft, grad_x, grad_c, strict=True))
+    if len(case.xs) == 1:
+        inputs = (case.xs[0], case.centers[0], case.sharpness[0])
+        forward = native_call("soft_quantize", inputs, (soft[0],))
+        backward = native_call("soft_quantize_backward", (case.grads[0], *inputs), (grad_x[0], grad_c[0]))
+    else:
+        lists = (case.xs, case.centers, case.sharpness)
+        forward = native_call("foreach_soft_quantize", lists, (soft,))
+        backward = native_call("foreach_soft_quantize_backward", (case.grads, *lists), (grad_x, grad_c))
+
+    def run() -> None:
+        forward()
+        backward()
+
+    return run, results
+
+
+def _rivals(case: Tensors, compiled: bool) -> dict[str, Callable[[], list[Result]]]:
+    by_autograd = (case.grads, case.xs, case.centers, case.sharpness)
+
+    def by_hand(function: Callable[..., Result]) -> list[Result]:
+        return [function(*one) for one in zip(*by_autograd, strict=True)]
+
+    found: dict[str, Callable[[], list[Result]]] = {
+        "eager": lambda: rivals.soft_by_autograd(*by_autograd, rivals.soft_formula),
+        "eager, by hand": lambda: by_hand(rivals.soft_by_hand),
+    }
+    if compiled:
+        torch.compiler.reset()  # every case has the same code and other shapes
+        formula = torch.compile(rivals.soft_formula, dynamic=False)
+        written_out = torch.compile(rivals.soft_by_hand, dynamic=False)
+        found["compile"] = lambda: rivals.soft_by_autograd(*by_autograd, formula)
+        found["compile, by hand"] = lambda: by_hand(written_out)
+    return found
+
+
+def check(name: str, got: Sequence[Result], case: Tensors) -> None:
+    """RuntimeError unless S and both gradients are those of the formula in float64, so that a wrong result gets no time.
+
+    Allowed: 1e-4 of the largest value (2e-2 for half types, which round to 8 bits); 1e-6 sum |g| in sums over a tensor.
+    """
+    for i, (result, g, x, c, p) in enumerate(zip(got, case.grads, case.xs, case.centers, case.sharpness, strict=True)):
+        true = rivals.soft_by_hand(g.double(), x.double(), c.double(), p.double())
+        share = 1e-4 if x.dtype == torch.float32 else 2e-2
+        room = [0.0, 0.0, 1e-6 * float(g.double().abs().sum())]
+        for part, a, b, extra in zip(("S", "grad_x", "grad_c"), result, true, room, strict=True):
+            allowed = share * float(b.abs().max()) + extra
+            error = float((a.double() - b).abs().max())
+            if not error <= allowed:
+                raise RuntimeError(f"{name}: {part} of tensor {i} is off by {error:.2g}, allowed are {allowed:.2g}")
+
+
+def _moves(work: Workload, dtype: torch.dtype) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """The passes over a tensor, of several tensors as if they were one: no cost of calls in the limit."""
+    x, g, soft, grad_x = scratch(4, work.numel, dtype)
+    return [([x], [soft]), ([g, x], [grad_x])]
+
+
+def measure(work: Workload, m: int, dtype: str, *, rounds: int, compiled: bool) -> Row:
+    """One row, every candidate checked before it is timed."""
+    torch.set_num_threads(work.threads)
+    case = tensors(work, m, DTYPES[dtype])
+    native, written = _native(case)
+    candidates: dict[str, Callable[[], Any]] = {"op": _op(case), **_rivals(case, compiled)}
+    native()
+    check("native", written, case)
+    for name, candidate in candidates.items():
+        check(name, candidate(), case)
+    moves = _moves(work, DTYPES[dtype])
+    timings = interleaved({"native": native, **candidates, **limits(work.threads, moves)}, rounds=rounds)
+    return Row(
+        bench="soft",
+        name=work.name,
+        title=work.title,
+        m=m,
+        dtype=dtype,
+        variant="",
+        bytes=sum(t.nbytes for sources, targets in moves for t in (*sources, *targets)),
+        time_us_p20_p50_p80={name: timing.rounded() for name, timing in timings.items()},
+        machine=machine.description(),
+    )
+
+
+def _targets(name: str, targets: Sequence[Target]) -> dict[tuple[str, str, str, int], Target]:
+    return {(name, "float32", "", m): target for m, target in zip(LEVELS, targets, strict=True)}
+
+
+TABLES = [
+    Table(
+        "soft_quantize, forward and backward",
+        "limit: the same 5 passes (read x, write S; read g and x, write grad_x) by the best of our memory streams, ordinary "
+        "or non-temporal, and torch's copy. native: the two kernel calls, outputs given. op: the same through torch.ops, which "
+        "allocates them. eager and compile: the formula under autograd; by hand: with its gradient written out in PyTorch. "
+        "In brackets the target.",
+        [
+            Column("native", "native"),
+            Column("op", "op"),
+            Column("limit", "limit"),
+            Column(
+                "native / limit",
+                "native",
+                "limit",
+                {**_targets("16M", at_most(1.1, 1.6, 3.5)), **_targets("1M", at_most(1.5, 3, 5.5))},
+            ),
+            Column(
+                "eager / op",
+                "eager",
+                "op",
+                {**_targets("16M", at_least(12, 16, 34)), **_targets("ResNet-20", at_least(23, 28, 30))},
+            ),
+            Column(
+                "compile / op",
+                "compile",
+                "op",
+                {**_targets("16M", at_least(3, 5, 10)), **_targets("ResNet-20", at_least(20, 16, 10))},
+            ),
+            Column("eager by hand / op", "eager, by hand", "op"),
+            Column("compile by hand / op", "compile, by hand", "op"),
+        ],
+    )
+]
+
+
+def rows(names: Sequence[str], levels: Sequence[int], *, rounds: int, compiled: bool) -> list[Row]:
+    """All rows of one process."""
+    found = []
+    for name in names:
+        for dtype in DTYPES:
+            found += [measure(workload(name), m, dtype, rounds=rounds, compiled=compiled) for m in levels]
+    return found

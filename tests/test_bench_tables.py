@@ -1,0 +1,124 @@
+"""What tables say is what records hold: medians of runs, ratios, targets met and missed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import records, runs
+from bench.machine import description
+from bench.records import Row, cases, from_json, to_json
+from bench.tables import Column, Table, duration, number
+from bench.targets import at_least, at_most
+
+
+def row(run: int = 0, m: int = 2, **medians_us: float) -> Row:
+    """A row whose candidates have these medians; `limit_a` and the like stand for the ways to the limit."""
+    times = {name.replace("limit_", "limit: "): [0.9 * us, us, 1.1 * us] for name, us in medians_us.items()}
+    return Row("soft", "1M", "1M, 1 thread", m, "float32", "", 20 << 20, times, {**description(), "threads": 1}, run)
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "met"),
+    [
+        (at_most(2.0)[0], 2.0, True),
+        (at_most(2.0)[0], 2.2, True),
+        (at_most(2.0)[0], 2.2001, False),
+        (at_most(2.0)[0], 0.1, True),
+        (at_least(10.0)[0], 10.0, True),
+        (at_least(10.0)[0], 9.0, True),
+        (at_least(10.0)[0], 8.999, False),
+        (at_least(10.0)[0], 99.0, True),
+        (at_most(2.0)[0], float("nan"), False),
+        (at_least(2.0)[0], float("nan"), False),
+    ],
+)
+def test_a_target_is_met_within_a_tenth_of_it(bound: object, value: float, met: bool) -> None:
+    assert bound.met(value) is met  # type: ignore[attr-defined]
+
+
+def test_the_limit_is_the_fastest_way_to_move_the_bytes() -> None:
+    one = row(native=30.0, limit_streams=25.0, limit_copy=20.0, eager=90.0)
+    assert one.time_us("limit") == 20.0
+    assert one.ratio("native", "limit") == 1.5
+    assert one.ratio("eager", "native") == 3.0
+    assert one.has("limit")
+    assert not row(native=1.0).has("limit")
+
+
+def test_a_case_is_the_median_of_its_runs_ratios_not_the_ratio_of_medians() -> None:
+    natives, limits = (10.0, 20.0, 90.0), (10.0, 5.0, 30.0)  # ratios 1, 4, 3; of medians 2
+    rows = [row(run, native=n, limit_a=a) for run, (n, a) in enumerate(zip(natives, limits, strict=True))]
+    (case,) = cases([*rows])
+    assert case.ratio("native", "limit") == 3.0
+    assert case.time_us("native") == 20.0
+    assert len(cases([*rows, row(m=4, native=1.0), row(1, m=4, native=1.0)])) == 2
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [row(0, native=1.5, limit_a=1.0), row(1, m=4, native=2.5)]
+    records.write(tmp_path / "of a machine" / "soft.jsonl", rows)
+    assert records.read(tmp_path / "of a machine" / "soft.jsonl") == rows
+    assert from_json(to_json(rows[0])) == rows[0]
+
+
+def _table() -> Table:
+    key = ("1M", "float32", "")
+    return Table(
+        "soft",
+        "what the columns are",
+        [
+            Column("native", "native"),
+            Column("native / limit", "native", "limit", {(*key, 2): at_most(1.5)[0], (*key, 4): at_most(3.0)[0]}),
+            Column("eager / native", "eager", "native", {(*key, 2): at_least(10.0)[0]}),
+            Column("compile / native", "compile", "native"),
+        ],
+    )
+
+
+def test_a_table_shows_each_ratio_with_its_target_and_counts_what_is_missed() -> None:
+    rows = [
+        row(native=160.0, limit_a=100.0, eager=800.0),
+        row(m=4, native=250.0, limit_a=100.0, eager=800.0),
+        row(m=16, native=2500.0, limit_a=100.0, eager=5000.0),
+    ]
+    text = _table().render(rows)
+    assert "| 1M, 1 thread | float32 | 2 | 160 µs | 1.60 (≤ 1.5) | **5.00** (≥ 10, missed) | - |" in text
+    assert "| 1M, 1 thread | float32 | 4 | 250 µs | 2.50 (≤ 3) | 3.20 | - |" in text
+    assert "| 1M, 1 thread | float32 | 16 | 2.50 ms | 25.0 | 2.00 | - |" in text  # a row we lose stays
+    assert text.endswith("2 of 3 targets met (within 10 %). Missed: 1M, 1 thread, m = 2: eager / native 5.00 (≥ 10).")
+    assert "One process: indicative only." in text
+    assert "what the columns are" in text
+
+
+def test_a_table_of_five_runs_says_so_and_every_line_has_its_columns() -> None:
+    rows = [row(run, native=100.0 + run, limit_a=100.0, eager=1000.0) for run in range(5)]
+    text = _table().render(rows)
+    assert "Medians of 5 separate processes" in text
+    assert "1.02 (≤ 1.5)" in text
+    assert "2 of 2 targets met (within 10 %)." in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {table[0].count("|")}
+    named = _table().render([replace(one, variant="SGD") for one in rows])
+    assert "| 1M, 1 thread | SGD | float32 | 2 |" in named
+    assert "No targets were set" in named  # they are for the case without a variant
+
+
+def test_numbers_have_three_digits() -> None:
+    assert [number(v) for v in (0.123456, 1.0, 9.994, 12.34, 123.4, 12345.6)] == [
+        "0.12", "1.00", "9.99", "12.3", "123", "12,346",
+    ]  # fmt: skip
+    assert [duration(v) for v in (0.5, 999.0, 1000.0, 12345.0)] == ["0.50 µs", "999 µs", "1.00 ms", "12.3 ms"]
+
+
+def test_timings_run_in_processes_whose_malloc_is_tuned(capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["soft", "--tensors", "64k", "--m", "2", "--quick"]
+    found = runs.in_processes(arguments, runs=2)
+    assert [one.run for one in found] == [0, 0, 1, 1]  # two types
+    assert {one.machine["malloc"] for one in found} == {"tuned"}
+    assert all(one.time_us(name) > 0 for one in found for name in ("native", "op", "eager", "eager, by hand", "limit"))
+    with pytest.raises(RuntimeError, match="process 1 of 1 failed with status 2"):
+        runs.in_processes(["soft", "--tensors", "2M"], runs=1)
+    assert "workload must be one of 64k, 1M" in capfd.readouterr().err
