@@ -81,8 +81,8 @@ void check_argument(const char* op, std::vector<Argument>::const_iterator& argum
   check_dtype(op, *argument++, tensor);
 }
 
-void check_argument(const char* op, std::vector<Argument>::const_iterator& argument,
-                    const std::optional<qk::TensorView>& tensor) {
+[[maybe_unused]] void check_argument(const char* op, std::vector<Argument>::const_iterator& argument,
+                                     const std::optional<qk::TensorView>& tensor) {
   const Argument& stated = *argument++;
   if (tensor) {
     check_dtype(op, stated, *tensor);
@@ -161,6 +161,10 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   kernel(module, "dequantize", &cpu::dequantize, {{"codes", u8}, {"centers", f32}, {"out", f32}});
   kernel(module, "dequantize_backward", &cpu::dequantize_backward,
          {{"grad", any}, {"codes", u8}, {"centers", f32}, {"grad_centers", f32}});
+  kernel(module, "foreach_soft_quantize", &cpu::foreach_soft_quantize,
+         {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
+  kernel(module, "foreach_soft_quantize_backward", &cpu::foreach_soft_quantize_backward,
+         {{"grad", any}, {"x", any}, {"centers", f32}, {"sharpness", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "hard_quantize", &cpu::hard_quantize, {{"x", any}, {"centers", f32}, {"out", any}});
   kernel(module, "hard_quantize_backward", &cpu::hard_quantize_backward,
          {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});

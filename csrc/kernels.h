@@ -21,6 +21,9 @@ using Views = const std::vector<TensorView>&;
 void assign(int threads, View x, View centers, View codes);
 void dequantize(int threads, View codes, View centers, View out);
 void dequantize_backward(int threads, View grad, View codes, View centers, View grad_centers);
+void foreach_soft_quantize(int threads, Views x, Views centers, Views sharpness, Views out);
+void foreach_soft_quantize_backward(int threads, Views grad, Views x, Views centers, Views sharpness, Views grad_x,
+                                    Views grad_centers);
 void hard_quantize(int threads, View x, View centers, bool straight_through, View out);
 void hard_quantize_backward(int threads, View grad, View x, View centers, bool straight_through, View grad_x,
                             View grad_centers);

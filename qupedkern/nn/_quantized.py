@@ -68,6 +68,9 @@ class QuantizedLayer(nn.Module):
     weight: Tensor
     centers: nn.Parameter
     weight_mode: WeightMode
+    stand_in: Tensor | None = (
+        None  # S_c(x) or Q_c(x), made outside for all layers in one call; belongs to the present mode
+    )
 
     def _init_quantizer(self, levels: int, num_groups: int, init: str | None) -> None:
         """Give the layer its centers, frozen where the weight is; init=None leaves them zero, to be loaded."""
@@ -103,6 +106,8 @@ class QuantizedLayer(nn.Module):
         mode = self.weight_mode
         if mode.name == "float":
             return self.weight
+        if self.stand_in is not None:
+            return self.stand_in
         if mode.name == "hard":
             return hard_quantize(self.weight, self.centers, mode.straight_through)
         sharpness = absolute_sharpness(self.centers, mode.sharpness) if mode.P is None else mode.P
@@ -195,14 +200,14 @@ def mode(model: nn.Module, name: str, **options: Any) -> Iterator[nn.Module]:
     layers = list(quantized_layers(model).values())
     if not layers and not (name == "hard" and packed_layers(model)):
         raise ValueError(f"mode: the model has no layer that can be in mode {name!r}; call quantize_ on it first")
-    before = [layer.weight_mode for layer in layers]
+    before = [(layer.weight_mode, layer.stand_in) for layer in layers]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(fused and name == "float")
         for layer in layers:
-            layer.weight_mode = chosen
+            layer.weight_mode, layer.stand_in = chosen, None
         yield model
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for layer, old in zip(layers, before, strict=True):
-            layer.weight_mode = old
+        for layer, (old_mode, old_stand_in) in zip(layers, before, strict=True):
+            layer.weight_mode, layer.stand_in = old_mode, old_stand_in

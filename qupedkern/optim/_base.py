@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,11 +12,20 @@ from torch import Tensor, nn
 
 from qupedkern.nn import QuantizedLayer, mode, quantized_layers, row_gaps
 from qupedkern.nn._quantized import check_model, sorted_codebook
-from qupedkern.ops import assign, dequantize, prox_centers
+from qupedkern.ops import assign, dequantize, prox_centers, prox_weights
 
+from ._evaluation import (
+    Relaxed,
+    chain_gradients,
+    gradients_may_stay_outside,
+    quantize_weights,
+    stand_in,
+    without_statistics,
+)
 from .schedules import Schedule, check_schedule, freeze_step, value_at
 
 Closure = Callable[[], Tensor]
+Strengths = list[Tensor | float]  # of the prox, one for each codebook: a number or one for each row
 _OWN_STATE = "quped"
 
 
@@ -27,6 +36,7 @@ class Codebook:
     name: str
     layer: QuantizedLayer
     group: dict[str, Any]  # the inner optimizer's group that holds the weight
+    layers: list[QuantizedLayer] = field(default_factory=list)  # all that multiply with this weight
     codes: Tensor | None = None  # uint8, set at the freeze
 
     @property
@@ -56,24 +66,6 @@ class Codebook:
     def half_gaps(self) -> Tensor:
         """Half the mean distance of neighbouring centers of each row, [G]: the way of an untrained weight to its center."""
         return 0.5 * row_gaps(self.centers)
-
-
-def _running_statistics(model: nn.Module) -> list[nn.Module]:
-    """Modules that would update running statistics; in eval mode none does, and the flag means something else to some."""
-    return [m for m in model.modules() if m.training and getattr(m, "track_running_stats", False)]
-
-
-@contextmanager
-def without_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm normalises by the batch but leaves its running statistics alone: they belong to the weights that ship."""
-    layers = _running_statistics(model)
-    for layer in layers:
-        layer.track_running_stats = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True  # type: ignore[assignment]
 
 
 class QuantizedOptimizer(torch.optim.Optimizer):
@@ -134,7 +126,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             known = codebooks.get(id(layer.weight))
             if known is not None and known.centers is not layer.centers:
                 raise ValueError(f"{self._name}: {known.name} and {name} share a weight but not its centers")
-            codebooks.setdefault(id(layer.weight), Codebook(name, layer, holder[id(layer.weight)]))
+            book = codebooks.setdefault(id(layer.weight), Codebook(name, layer, holder[id(layer.weight)]))
+            book.layers.append(layer)
         centers = {id(book.centers) for book in codebooks.values()}
         if len(centers) != len(codebooks):
             raise ValueError(f"{self._name}: two weights share one centers parameter; give each its own")
@@ -184,21 +177,25 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         for book in self.codebooks:
             book.centers.grad = None
 
-    def _evaluate(self, closure: Closure, scaler: Any, key: str, statistics: bool, **options: Any) -> Tensor:
+    def _evaluate(
+        self, closure: Closure, scaler: Any, key: str, statistics: bool, **options: Any
+    ) -> tuple[Tensor, Relaxed | None]:
         """One forward and backward under a mode; gradients add to what is there, also if the closure clears them.
 
-        Returns the loss, detached.
+        Returns the loss, detached, and, where nothing else waits for the gradients of weights and centers, the quantized
+        weights with theirs: these have then not reached x and c yet (chain_gradients).
         """
         learned = [*(p for group in self.param_groups for p in group["params"]), *(b.centers for b in self.codebooks)]
         kept = [(p, p.grad) for p in learned]
         for p in learned:
             p.grad = None
+        relaxed = None
         with mode(self.model, key, **options), torch.enable_grad():
-            if statistics:
+            if key != "float" and scaler is None and not self.frozen and gradients_may_stay_outside(self.codebooks):
+                relaxed = self._quantize_weights(key, options)
+                stand_in(self.codebooks, relaxed)
+            with nullcontext() if statistics else without_statistics(self.model):
                 loss = closure()
-            else:
-                with without_statistics(self.model):
-                    loss = closure()
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                 raise ValueError(
                     f"{self._name}.step: the closure must return a differentiable scalar loss, got {loss!r}"
@@ -210,7 +207,33 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.evaluations += 1
         loss = loss.detach()
         self.last[key] = loss  # a tensor: reading its value here would make an accelerator wait
-        return loss
+        return loss, relaxed
+
+    def _quantize_weights(self, key: str, options: dict[str, Any]) -> Relaxed:
+        return quantize_weights(self.codebooks, key, options)
+
+    def _update_weights(
+        self, relaxed: Relaxed | None, scaler: Any, strengths: Strengths | None, norm: str, *, center_gradients: bool
+    ) -> bool:
+        """x <- prox_{strength R(., c)}(the inner optimizer's step), where there are strengths; False where an overflow voided it.
+
+        relaxed: what the quantized evaluation has left to be chained to x and c.
+        center_gradients: whether those of the centers belong to this step and can void it.
+        """
+        if relaxed is not None:
+            chain_gradients(self.codebooks, relaxed)
+        if not self._inner_step(scaler, center_gradients=center_gradients):
+            return False
+        with torch.no_grad():
+            for book, strength in zip(self.codebooks, strengths or (), strict=False):
+                if book.weight.requires_grad:
+                    book.weight.copy_(prox_weights(book.weight, book.centers, strength, norm))
+        return True
+
+    def _update_centers(self, strengths: Strengths | None, norm: str, method: str | None) -> None:
+        """c <- prox_{strength R(x, .)}(c - eta_2 h), the cells of the old centers; method None takes no prox, only sorts."""
+        for i, book in enumerate(self.codebooks):
+            self._move_centers(book, 0.0 if strengths is None else strengths[i], norm, method)
 
     def _inner_step(self, scaler: Any, *, center_gradients: bool = True) -> bool:
         """The inner optimizer's step, at the fine-tuning rate once frozen; False where an overflow made it void."""
@@ -278,7 +301,6 @@ class QuantizedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _move_centers(self, book: Codebook, strength: Tensor | float, norm: str, method: str | None) -> None:
-        """c <- prox_{strength R(x, .)}(c - eta_2 h), the cells of the old centers; method None takes no prox, only sorts."""
         if not book.centers.requires_grad:
             return
         old = book.centers.detach().clone()
@@ -313,7 +335,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
 
     def _frozen_step(self, closure: Closure, scaler: Any) -> Tensor:
         self._clear()
-        loss = self._evaluate(closure, scaler, "hard", statistics=True)
+        loss, _ = self._evaluate(closure, scaler, "hard", statistics=True)
         for book in self.codebooks:
             book.weight.grad = None
         if self._inner_step(scaler):

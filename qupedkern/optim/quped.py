@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qupedkern.ops import prox_weights
-
-from ._base import Closure, Codebook, QuantizedOptimizer
+from ._base import Closure, Codebook, QuantizedOptimizer, Strengths
+from ._evaluation import Relaxed, chain_gradients
 from .schedules import Schedule, check_schedule, linear_share, value_at
 
 EVALUATIONS = {"simultaneous": 2, "alternating": 3, "hard": 2}  # of a step before the freeze; 1 after it
@@ -107,45 +107,39 @@ class QuPeD(QuantizedOptimizer):
             return {"P": value_at(self.P, self.steps_done)}
         return {"sharpness": value_at(self.sharpness, self.steps_done)}
 
-    @torch.no_grad()
-    def _prox_weights(self) -> None:
-        for book in self.codebooks:
-            if not book.weight.requires_grad:
-                continue
-            strength = book.rate * self._lambda(book)
-            book.weight.copy_(prox_weights(book.weight, book.centers, strength, self.norm))
-
-    def _prox_centers(self) -> None:
-        for book in self.codebooks:
-            strength = self._center_rate(book) * self._lambda(book)
-            self._move_centers(book, strength, self.norm, self.center_prox)
+    def _strengths(self, rates: Callable[[Codebook], float]) -> Strengths:
+        """eta lambda of every codebook, eta_1 for the weights or eta_2 for the centers."""
+        return [rates(book) * self._lambda(book) for book in self.codebooks]
 
     def _train_step(self, closure: Closure, scaler: Any) -> Tensor:
         self._clear()
-        loss = self._evaluate(closure, scaler, "float", statistics=False)
+        loss, _ = self._evaluate(closure, scaler, "float", statistics=False)
         if self.variant == "hard":
-            return self._hard_step(closure, scaler, loss)
-        together = self.variant == "simultaneous"
-        self._evaluate(closure, scaler, "soft", statistics=together, **self._soft())
-        if not self._inner_step(scaler, center_gradients=together):
+            relaxed = self._hard_evaluation(closure, scaler)
+        else:
+            _, relaxed = self._evaluate(
+                closure, scaler, "soft", statistics=self.variant == "simultaneous", **self._soft()
+            )
+        again = self.variant == "alternating"  # the centers' gradient comes from an evaluation at the new weights
+        strengths = self._strengths(lambda book: book.rate)
+        if not self._update_weights(relaxed, scaler, strengths, self.norm, center_gradients=not again):
             return loss
-        self._prox_weights()
-        if not together:
+        if again:
             self._clear()
-            self._evaluate(closure, scaler, "soft", statistics=True, **self._soft())
+            _, relaxed = self._evaluate(closure, scaler, "soft", statistics=True, **self._soft())
+            if relaxed is not None:
+                chain_gradients(self.codebooks, relaxed, to_weights=False)
             if not self._unscale_centers(scaler):
                 return loss
-        self._prox_centers()
+        self._update_centers(self._strengths(self._center_rate), self.norm, self.center_prox)
         return loss
 
-    def _hard_step(self, closure: Closure, scaler: Any, loss: Tensor) -> Tensor:
+    def _hard_evaluation(self, closure: Closure, scaler: Any) -> Relaxed | None:
+        """f(Q_c(x)), from which only the centers learn."""
         kept = [(p, p.grad) for group in self.param_groups for p in group["params"]]
         for p, _ in kept:
             p.grad = None
-        self._evaluate(closure, scaler, "hard", statistics=True)
-        for p, gradient in kept:  # only the centers learn from the hard evaluation
+        _, relaxed = self._evaluate(closure, scaler, "hard", statistics=True)
+        for p, gradient in kept:
             p.grad = gradient
-        if self._inner_step(scaler):
-            self._prox_weights()
-            self._prox_centers()
-        return loss
+        return relaxed

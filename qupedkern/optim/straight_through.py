@@ -44,8 +44,7 @@ class StraightThrough(QuantizedOptimizer):
 
     def _train_step(self, closure: Closure, scaler: Any) -> Tensor:
         self._clear()
-        loss = self._evaluate(closure, scaler, "hard", statistics=True, straight_through=True)
-        if self._inner_step(scaler):
-            for book in self.codebooks:
-                self._move_centers(book, 0.0, "l1", None)
+        loss, relaxed = self._evaluate(closure, scaler, "hard", statistics=True, straight_through=True)
+        if self._update_weights(relaxed, scaler, None, "l1", center_gradients=True):
+            self._update_centers(None, "l1", None)
         return loss

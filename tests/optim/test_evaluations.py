@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,3 +118,62 @@ def test_instance_norm_in_eval_mode_keeps_its_statistics() -> None:
     before = norm.running_mean.clone()
     optimizer.step(closure_of(model, *batch(0, (1, 4, 4))))
     assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize("watched", ["hook", "post-accumulate hook", "distributed"])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_gradients_that_others_wait_for_reach_the_weights_and_change_no_bit(
+    maker: str, watched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after, seen = [], []
+    for ordinary in (False, True):
+        model = network()
+        optimizer = MAKERS[maker](model, sgd(model), total_steps=10)
+        if ordinary and watched == "hook":
+            model[0].weight.register_hook(lambda grad: seen.append(grad.clone()))
+        elif ordinary and watched == "post-accumulate hook":
+            model[0].centers.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+        elif ordinary:
+            monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+            model[0].register_forward_hook(lambda layer, *_: seen.append(layer.stand_in is None))
+        for step in range(3):
+            optimizer.step(closure_of(model, *batch(step)))
+        after.append(tensors_of(model))
+    assert seen
+    assert watched != "distributed" or all(seen)
+    assert differences(*after) == []
+
+
+def test_one_evaluation_quantizes_all_weights_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    optimizer = qk.QuPeD(model, sgd(model), total_steps=10)
+    calls: list[str] = []
+    select = importlib.import_module("qupedkern.ops._define").select
+
+    def spy(op: str, args: tuple) -> str:
+        calls.append(op)
+        return select(op, args)
+
+    monkeypatch.setattr("qupedkern.ops._define.select", spy)
+    optimizer.step(closure_of(model, *batch(0)))
+    assert calls.count("foreach_soft_quantize") == 1
+    assert "soft_quantize" not in calls
+
+
+def test_a_closure_may_choose_a_mode_of_its_own() -> None:
+    """The weights prepared for an evaluation belong to its mode: inside another the layers quantize for themselves."""
+    model = network()
+    optimizer = qk.QuPeD(model, sgd(model), total_steps=10)
+    x, y = batch(0)
+    seen: list[Tensor] = []
+
+    def closure() -> Tensor:
+        with torch.no_grad(), qk.mode(model, "hard"):
+            seen.append(model(x))
+        return F.cross_entropy(model(x), y)
+
+    with qk.mode(model, "hard"):
+        expected = model(x).detach()
+    optimizer.step(closure)
+    assert all(torch.equal(output, expected) for output in seen)
+    assert all(layer.stand_in is None for layer in qk.nn.quantized_layers(model).values())

@@ -12,7 +12,6 @@ from small_problems import batch, differences, network, normalised, tensors_of, 
 from torch import Tensor, nn
 
 import qupedkern as qk
-from qupedkern.optim import quped
 
 VARIANTS = ("simultaneous", "alternating", "hard")
 MakeOptimizer = Callable[[list[Any]], torch.optim.Optimizer]
@@ -195,14 +194,16 @@ def test_the_strengths_of_the_unfrozen_steps_sum_to_the_dose_in_half_gaps(
     variant: str, default: float, dose: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spent: dict[int, Tensor] = {}
+    update = qk.QuPeD._update_weights
 
-    def spy(x: Tensor, centers: Tensor, strength: Tensor, norm: str) -> Tensor:
-        rows = centers.detach().reshape(-1, centers.shape[-1])
-        half_gap = (rows[:, -1] - rows[:, 0]) / (rows.shape[1] - 1) / 2
-        spent[id(centers)] = spent.get(id(centers), 0) + strength / half_gap
-        return qk.prox_weights(x, centers, strength, norm)
+    def spy(self: Any, relaxed: Any, scaler: Any, strengths: list[Tensor], *rest: Any, **options: Any) -> bool:
+        for i, (book, strength) in enumerate(zip(self.codebooks, strengths, strict=True)):
+            rows = book.centers.detach().reshape(-1, book.centers.shape[-1])
+            half_gap = (rows[:, -1] - rows[:, 0]) / (rows.shape[1] - 1) / 2
+            spent[i] = spent.get(i, 0) + strength / half_gap
+        return update(self, relaxed, scaler, strengths, *rest, **options)
 
-    monkeypatch.setattr(quped, "prox_weights", spy)
+    monkeypatch.setattr(qk.QuPeD, "_update_weights", spy)
     model = network(groups="channel", dtype=torch.float64)
     optimizer = qk.QuPeD(model, torch.optim.SGD(model.parameters(), lr=0.05), variant, dose=dose, total_steps=20)
     for step in range(20):

@@ -1,0 +1,109 @@
+"""What surrounds one evaluation of the loss: statistics kept still, and the quantized weights of all layers made in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from qupedkern.nn import absolute_sharpness
+from qupedkern.ops import foreach_soft_quantize, hard_quantize
+
+if TYPE_CHECKING:
+    from ._base import Codebook
+
+
+def _running_statistics(model: nn.Module) -> list[nn.Module]:
+    """Modules that would update running statistics; in eval mode none does, and the flag means something else to some."""
+    return [m for m in model.modules() if m.training and getattr(m, "track_running_stats", False)]
+
+
+@contextmanager
+def without_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norm normalises by the batch but leaves its running statistics alone: they belong to the weights that ship."""
+    layers = _running_statistics(model)
+    for layer in layers:
+        layer.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True  # type: ignore[assignment]
+
+
+@dataclass
+class Relaxed:
+    """The quantized weights one evaluation multiplied with, one for each codebook: leaves, whose .grad is dL/dS or dL/dQ."""
+
+    mode: str  # "soft" or "hard"
+    straight_through: bool
+    weights: list[Tensor]
+    sharpness: list[Tensor]  # soft: P of each row, [1] or [G]
+
+    @property
+    def chain(self) -> str:
+        """How a gradient reaches x: through S_c ("soft"), as it is ("straight_through"), or not at all ("hard")."""
+        return "straight_through" if self.straight_through else self.mode
+
+
+@torch.no_grad()
+def quantize_weights(codebooks: list[Codebook], mode: str, options: dict[str, Any]) -> Relaxed:
+    """S_c(x) or Q_c(x) of every weight; the soft ones in one call, so that small layers share its cost."""
+    xs, centers = [book.weight for book in codebooks], [book.centers for book in codebooks]
+    sharpness: list[Tensor] = []
+    if mode == "soft":
+        P = options.get("P")
+        sharpness = [
+            absolute_sharpness(c, options["sharpness"]).to(c.dtype) if P is None else c.new_full((1,), P)
+            for c in centers
+        ]
+        weights = foreach_soft_quantize(xs, centers, sharpness)  # type: ignore[arg-type]
+    else:
+        weights = [hard_quantize(x, c) for x, c in zip(xs, centers, strict=True)]
+    for weight, x, c in zip(weights, xs, centers, strict=True):
+        weight.requires_grad_(x.requires_grad or c.requires_grad)
+    return Relaxed(mode, bool(options.get("straight_through")), weights, sharpness)
+
+
+def stand_in(codebooks: list[Codebook], relaxed: Relaxed) -> None:
+    """Let every layer multiply with its prepared weight until its mode is left."""
+    for book, weight in zip(codebooks, relaxed.weights, strict=True):
+        for layer in book.layers:
+            layer.stand_in = weight
+
+
+@torch.no_grad()
+def chain_gradients(codebooks: list[Codebook], relaxed: Relaxed, *, to_weights: bool = True) -> None:
+    """What autograd would have done: dL/dS or dL/dQ to x (added to x.grad) and to the centers (their .grad)."""
+    used = [(i, book) for i, book in enumerate(codebooks) if relaxed.weights[i].grad is not None]
+    gradients = [relaxed.weights[i].grad for i, _ in used]
+    xs, centers = [book.weight for _, book in used], [book.centers for _, book in used]
+    if relaxed.mode == "soft":
+        sharpness = [relaxed.sharpness[i] for i, _ in used]
+        to_x, to_c = torch.ops.qupedkern.foreach_soft_quantize_backward(gradients, xs, centers, sharpness)
+    else:
+        backward = torch.ops.qupedkern.hard_quantize_backward
+        pairs = [backward(*args, relaxed.straight_through) for args in zip(gradients, xs, centers, strict=True)]
+        to_x, to_c = [g for g, _ in pairs], [h for _, h in pairs]
+    for x, c, g, h in zip(xs, centers, to_x, to_c, strict=True):
+        if c.requires_grad:
+            c.grad = h
+        if x.requires_grad and to_weights and relaxed.chain != "hard":
+            x.grad = g if x.grad is None else x.grad + g
+
+
+def gradients_may_stay_outside(codebooks: list[Codebook]) -> bool:
+    """Whether nothing but the optimizer waits for gradients to reach weights and centers.
+
+    Hooks of theirs, and data-parallel training, which averages gradients as they arrive, need the ordinary way; half types
+    take it so that sums are rounded where autograd rounds them.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return False
+    parameters = [p for book in codebooks for p in (book.weight, book.centers)]
+    plain = all(p.dtype in (torch.float32, torch.float64) and p.dtype == parameters[0].dtype for p in parameters)
+    return plain and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
