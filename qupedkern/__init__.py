@@ -18,6 +18,7 @@ from .nn import recalibrate_ as recalibrate_
 from .nn import summary as summary
 from .nn import unpack_ as unpack_
 from .ops import assign as assign
+from .ops import center_step as center_step
 from .ops import dequantize as dequantize
 from .ops import distance as distance
 from .ops import distillation_loss as distillation_loss
@@ -27,6 +28,7 @@ from .ops import init_centers as init_centers
 from .ops import pack_codes as pack_codes
 from .ops import prox_centers as prox_centers
 from .ops import prox_weights as prox_weights
+from .ops import quped_step as quped_step
 from .ops import soft_quantize as soft_quantize
 from .ops import unpack_codes as unpack_codes
 from .optim import QuPeD as QuPeD

@@ -103,5 +103,8 @@ def test_is_registered_as_torch_expects(op: str, backend: str, data: Case) -> No
     args = drawn(op, data, CALM)
     wanted = gradient_arguments(op)
     inputs = tuple(each(lambda t: t.clone().requires_grad_(), a) if i in wanted else a for i, a in enumerate(args))
+    checked = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if op == "quped_step":  # torch makes no functional form of an op that writes its arguments and returns lists
+        checked.remove("test_aot_dispatch_dynamic")
     with use_backend(backend):
-        torch.library.opcheck(getattr(torch.ops.qupedkern, op).default, inputs)
+        torch.library.opcheck(getattr(torch.ops.qupedkern, op).default, inputs, test_utils=checked)

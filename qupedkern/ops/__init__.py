@@ -2,6 +2,7 @@
 
 from ._define import OPS as OPS
 from .assign import assign as assign
+from .center_step import center_step as center_step
 from .dequantize import dequantize as dequantize
 from .distance import distance as distance
 from .distillation_loss import distillation_loss as distillation_loss
@@ -11,5 +12,6 @@ from .init_centers import init_centers as init_centers
 from .pack_codes import pack_codes as pack_codes
 from .prox_centers import prox_centers as prox_centers
 from .prox_weights import prox_weights as prox_weights
+from .quped_step import quped_step as quped_step
 from .soft_quantize import soft_quantize as soft_quantize
 from .unpack_codes import unpack_codes as unpack_codes

@@ -70,7 +70,7 @@ def _run(op: Op, given: tuple[Any, ...]) -> Any:
         outputs = op.reference(*args)
     else:
         outputs = op.allocate(*args)
-        written = outputs if isinstance(outputs, tuple) else (outputs,)
+        written = outputs if isinstance(outputs, tuple) else () if outputs is None else (outputs,)
         if output_hook.fill is not None:
             for output in tensors_of(written):
                 output_hook.fill(output)
@@ -88,8 +88,8 @@ def define_op(
     """Decorator: register `torch.ops.qupedkern.<name>` with the decorated function as its reference.
 
     allocate gets the op's arguments and returns its outputs, empty and contiguous, for real and fake tensors alike: a tensor
-    or a list of them for each return of the schema. Schemas have no keyword-only arguments. What an op writes in place is
-    marked in the schema, `Tensor(a!)`; reference and kernels get it contiguous.
+    or a list of them for each return of the schema, None where it has none. Schemas have no keyword-only arguments. What an
+    op writes in place is marked in the schema, `Tensor(a!)`; reference and kernels get it contiguous.
     """
     name = schema.split("(", 1)[0]
 

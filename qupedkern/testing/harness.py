@@ -14,6 +14,7 @@ from qupedkern.ops import OPS
 from qupedkern.ops._define import mutated, output_hook, tensors_of
 from qupedkern.ops._rows import compute_dtype
 
+from . import step_tolerances as step_tolerances  # adds to BOUNDS
 from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, with_output_rounding
 
 # Decisions and moves of bits: the same bits from every backend.
