@@ -168,6 +168,7 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   kernel(module, "hard_quantize", &cpu::hard_quantize, {{"x", any}, {"centers", f32}, {"out", any}});
   kernel(module, "hard_quantize_backward", &cpu::hard_quantize_backward,
          {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
+  kernel(module, "init_centers", &cpu::init_centers, {{"x", any}, {"weights", any}, {"centers", f32}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
   kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});
   kernel(module, "soft_quantize", &cpu::soft_quantize,

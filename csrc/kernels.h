@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ void foreach_soft_quantize_backward(int threads, Views grad, Views x, Views cent
 void hard_quantize(int threads, View x, View centers, bool straight_through, View out);
 void hard_quantize_backward(int threads, View grad, View x, View centers, bool straight_through, View grad_x,
                             View grad_centers);
+void init_centers(int threads, View x, int64_t levels, int64_t num_groups, const std::string& method,
+                  const std::optional<TensorView>& weights, View centers);
 void pack_codes(int threads, View codes, int64_t bits, View packed);
 void prox_weights(int threads, View x, View centers, View strength, const std::string& norm, View out);
 void soft_quantize(int threads, View x, View centers, View sharpness, View out);

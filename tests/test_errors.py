@@ -217,6 +217,22 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "init_centers: method 'signed_mean' gives 2 levels, got levels = 3",
     ),
     (
+        lambda: qk.init_centers(X, 3, weights=C),
+        ValueError,
+        f"init_centers: weights must have the shape of x, {tuple(X.shape)}, got (3,)",
+    ),
+    (lambda: qk.init_centers(X, 3, weights=[1.0]), TypeError, "init_centers: weights must be a torch.Tensor, got list"),  # type: ignore[arg-type]
+    (
+        lambda: qk.init_centers(X, 3, method="quantile", weights=X),
+        ValueError,
+        "init_centers: weights are for method 'kmeans', got method 'quantile'; leave them out",
+    ),
+    (
+        lambda: qk.init_centers(X, 3, weights=X.to(M)),
+        ValueError,
+        "init_centers: weights must be on the device of x, cpu, got meta; move one of them",
+    ),
+    (
         lambda: qk.init_centers(X, 3, method="k-means"),
         ValueError,
         "init_centers: method must be 'kmeans' or 'linspace' or 'quantile' or 'signed_mean', got 'k-means'",

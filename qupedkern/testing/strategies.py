@@ -317,6 +317,27 @@ def unpack_codes_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ..
 
 
 @st.composite
+def masses(draw: DrawFn, x: Tensor, groups: int, limits: Limits = HOSTILE) -> Tensor:
+    """Weights of weights for k-means: >= 0, none of the rows all 0; hostile ones are mostly 0, equal or far apart in size."""
+    rng = _rng(draw)
+    kinds = ["spread", "integers"] + (["mostly zero", "huge", "denormal", "far apart"] if limits.hostile else [])
+    kind = draw(st.sampled_from(kinds))
+    dtype = x.dtype if x.dtype == torch.float64 else draw(st.sampled_from((torch.float32, x.dtype)))
+    info = torch.finfo(torch.float16 if dtype == torch.float16 else torch.float32)
+    values: np.ndarray = rng.random((groups, x.numel() // groups)) + 0.1
+    if kind == "integers":
+        values = rng.integers(0, 4, values.shape).astype(float)
+    elif kind == "mostly zero":
+        values = values * (rng.random(values.shape) < 0.2)
+    elif kind == "far apart":
+        values = 10.0 ** rng.integers(-4, 4, values.shape)
+    elif kind != "spread":
+        values = values * (info.max / 4 if kind == "huge" else info.tiny / 2)
+    values[:, 0] = np.maximum(values[:, 0], info.tiny)
+    return draw(layouts(torch.from_numpy(values).to(dtype).reshape(x.shape), limits))
+
+
+@st.composite
 def init_centers_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
     most = limits.numel if limits is LONG else min(limits.numel, 300)
     pairs = weights_and_centers(replace(limits, finite=True, numel=most))
@@ -324,8 +345,9 @@ def init_centers_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ..
     method = draw(st.sampled_from(("kmeans", "linspace", "quantile", "signed_mean")))
     groups = 1 if c.dim() == 1 else c.shape[0]
     if x.dtype == torch.float64:  # squares of the exact k-means are float64 too
-        x = x.clamp(-1e140, 1e140)
-    return x, 2 if method == "signed_mean" else min(c.shape[-1], 33), groups, method
+        x = x.clamp(-1e100, 1e100)
+    weights = draw(masses(x, groups, limits)) if method == "kmeans" and draw(st.booleans()) else None
+    return x, 2 if method == "signed_mean" else min(c.shape[-1], 33), groups, method, weights
 
 
 @st.composite

@@ -259,15 +259,27 @@ def prox_centers(
     return (bound.expand_as(mu).reshape(centers.shape),)
 
 
-def init_centers(x: Tensor, levels: int, num_groups: int, method: str, *, u: float, eta: float) -> tuple[Tensor]:
-    """kmeans computes in float64: one rounding. linspace and quantile: (a (1 - w) + b w), w off by u: 5u max|x|.
+def init_centers(
+    x: Tensor, levels: int, num_groups: int, method: str, weights: Tensor | None, *, u: float, eta: float
+) -> tuple[Tensor]:
+    """linspace and quantile: (a (1 - w) + b w), w off by u: 5u max|x|.
 
     signed_mean: n additions and a quotient, (n + 1) u max|x|; nothing is claimed where its sum overflows.
+    kmeans: of the squared error, which is what `objective` gives, since optima may tie. Either side is a partition chosen by
+    float64 sums about the mean, off by n u64 of W, W A and W A^2 for A = max|x - mean| and W the sum of weights; so is a
+    run's error second - first^2 / weight by 8n u64 W A^2, in each of `levels` runs, and by as much at each of 2 log n
+    choices on the way. A center rounded by u |c| adds W (u max|x|)^2.
     """
     values = x.reshape(num_groups, -1)
     most, n = values.abs().amax(1, keepdim=True), values.shape[1]
-    rounds = {"kmeans": 1, "linspace": 5, "quantile": 5, "signed_mean": n + 1}[method]
-    bound = rounds * u * most + 2 * eta
+    if method == "kmeans":
+        w = torch.ones_like(values) if weights is None else weights.reshape(values.shape)
+        mass, mean = w.sum(1), (w * values).sum(1, keepdim=True) / w.sum(1, keepdim=True)
+        wide = ROUNDOFF[torch.float64]
+        reach = (values - mean).abs().amax(1) + wide * most[:, 0]
+        chain = 2 * levels * (8 * n) * (2 * math.log2(n + 1) + 2)
+        return (chain * wide * mass * reach.square() + mass * (2 * u * most[:, 0] + 2 * eta).square(),)
+    bound = {"linspace": 5, "quantile": 5, "signed_mean": n + 1}[method] * u * most + 2 * eta
     if method == "signed_mean":
         bound = torch.where(values.abs().sum(1, keepdim=True) > _largest(u), math.inf, bound)
     bound = bound.expand(num_groups, levels)
