@@ -116,7 +116,9 @@ def test_is_odd_under_reflection(backend: str, args: tuple[Any, ...]) -> None:
     x, centers, sharpness = single_row(args)
     with qk.use_backend(backend):
         here, there = qk.soft_quantize(x, centers, sharpness), qk.soft_quantize(-x, -centers.flip(0), sharpness)
-    assert bool(((here + there).double().abs() <= 2 * bound_of(x, centers, sharpness, here)).all())
+    # The bound itself is not even in x: it grows with the sum of the steps, which runs from the lowest center up.
+    allowed = bound_of(x, centers, sharpness, here) + bound_of(-x, -centers.flip(0), sharpness, there)
+    assert bool(((here + there).double().abs() <= allowed).all())
 
 
 @ON_EVERY_BACKEND

@@ -9,7 +9,7 @@
 #include "../tensor_view.h"
 
 #if defined(__F16C__)
-#include <immintrin.h>
+#include "intrinsics.h"
 #endif
 
 namespace qk::cpu {

@@ -1,48 +1,60 @@
-// soft_quantize: m - 1 sigmoids an element. Spans of a row in parallel; a chunk stays in L1 while the midpoints pass
-// over it. Bound by the exponentials.
-
-#include "../math/soft_quantize.h"
+// soft_quantize: one read, one exponential and one write an element. Spans of a row in parallel. Bound by the
+// multipliers: five operations a midpoint, the reciprocal's three among them, and the exponential's six; for two
+// centers in memory by memory.
 
 #include "../kernels.h"
-#include "chunk.h"
 #include "rows.h"
+#include "soft_row.h"
 
 namespace qk::cpu {
 namespace {
 
 constexpr const char* kOp = "soft_quantize";
-constexpr int64_t kWorkPerMidpoint = 4;
+constexpr int64_t kWorkPerMidpoint = 3;
 
-template <class T>
-void run_span(const T* x, const float* centers, int levels, float sharpness, const Span& span, T* out) {
-  float midpoints[kMaxLevels - 1];
-  float differences[kMaxLevels - 1];
-  for (int j = 0; j + 1 < levels; ++j) {
-    midpoints[j] = math::midpoint(centers[j], centers[j + 1]);
-    differences[j] = centers[j + 1] - centers[j];
+template <Groups kKind, int N>
+QK_HD void soft_vectors(const SoftRow& row, const Vec (&x)[N], Vec (&sum)[N]) {
+  const Vec one = splat(1.0f), lowest = splat(row.lowest), highest = splat(row.highest);
+  Vec clamped[N];
+  for (int i = 0; i < N; ++i) {
+    clamped[i] = clamp_to(row, x[i]);
+    sum[i] = lowest;
   }
-  const float lowest = centers[0];
-  const float highest = centers[levels - 1];
-  for_each_chunk(span.begin, span.end, [&](auto size, int64_t begin, int valid) {
-    constexpr int Size = decltype(size)::value;
-    alignas(64) float value[Size];
-    alignas(64) float sum[Size];
-    load_chunk<Size>(x + begin, valid, 0.0f, value);
-    for (int i = 0; i < Size; ++i) {
-      sum[i] = lowest;
+  for_each_midpoint<kKind>(row, clamped, [&](int j, const Vec(&power)[N]) {
+    const Vec factor = splat(row.factor[j]), step = splat(row.step[j]);
+    for (int i = 0; i < N; ++i) {
+      sum[i] = fma(step, reciprocal(fma(power[i], factor, one)), sum[i]);
     }
-    for (int j = 0; j + 1 < levels; ++j) {
-      const float t = midpoints[j];
-      const float d = differences[j];
-      for (int i = 0; i < Size; ++i) {
-        sum[i] += math::soft_step(value[i], t, d, sharpness);
-      }
-    }
-    for (int i = 0; i < Size; ++i) {
-      sum[i] = math::soft_clamp(sum[i], value[i], lowest, highest);
-    }
-    store_chunk<Size>(sum, valid, out + begin);
   });
+  for (int i = 0; i < N; ++i) {
+    // The sum of rounded terms can pass the ends; NaN stays.
+    sum[i] = smaller(highest, larger(lowest, sum[i]));
+    if (any(x[i] != clamped[i])) {  // far out S is the last center, which the sum can stop short of
+      sum[i] = select(splat(row.x_max) < x[i], highest, select(x[i] < splat(row.x_min), lowest, sum[i]));
+    }
+  }
+}
+
+template <Groups kKind, class T>
+void run_span(const SoftRow& row, const T* x, int64_t n, T* out) {
+  int64_t begin = 0;
+  for (; begin + kInterleave * kVec <= n; begin += kInterleave * kVec) {
+    Vec value[kInterleave], sum[kInterleave];
+    for (int i = 0; i < kInterleave; ++i) {
+      value[i] = load(x + begin + i * kVec);
+    }
+    soft_vectors<kKind>(row, value, sum);
+    for (int i = 0; i < kInterleave; ++i) {
+      store(sum[i], out + begin + i * kVec);
+    }
+  }
+  for (; begin < n; begin += kVec) {
+    const int valid = static_cast<int>(std::min<int64_t>(kVec, n - begin));
+    const Vec value[1] = {load_some(x + begin, valid)};
+    Vec sum[1];
+    soft_vectors<kKind>(row, value, sum);
+    store_some(sum[0], valid, out + begin);
+  }
 }
 
 }  // namespace
@@ -54,7 +66,18 @@ void soft_quantize(int threads, View x, View centers, View sharpness, View out) 
   for_float_type(x.dtype, [&](auto type) {
     using T = decltype(type);
     for_each_span(threads, spans_of(rows), kWorkPerMidpoint * rows.levels, [&](const Span& span) {
-      run_span(x.as<T>(), rows.centers_of(span.row), rows.levels, steepness.of(span.row), span, out.as<T>());
+      const SoftRow row(rows.centers_of(span.row), rows.levels, steepness.of(span.row), Midpoints::kDistinct);
+      const T* from = x.as<T>() + span.begin;
+      T* to = out.as<T>() + span.begin;
+      const int64_t n = span.end - span.begin;
+      switch (row.kind) {
+        case Groups::kOne:
+          return run_span<Groups::kOne>(row, from, n, to);
+        case Groups::kShared:
+          return run_span<Groups::kShared>(row, from, n, to);
+        case Groups::kOwn:
+          return run_span<Groups::kOwn>(row, from, n, to);
+      }
     });
   });
 }

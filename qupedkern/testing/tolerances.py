@@ -27,7 +27,10 @@ SECOND_ORDER = 1.01  # (1 + u)^k - 1 <= 1.01 k u for k u <= 0.01: thousands of o
 SIGMOID_ULPS = 6.0
 DENSITY_ULPS = 12.0
 # exp may give 0 from where it leaves the normal numbers: exp(-87) < 2^-125.
-SIGMOID_FLOOR = {ROUNDOFF[torch.float32]: 2.0**-125, ROUNDOFF[torch.float64]: 2.0**-1020}
+EXP_FLOOR = {ROUNDOFF[torch.float32]: 2.0**-125, ROUNDOFF[torch.float64]: 2.0**-1020}
+# One exponential an element serves many midpoints and covers half of float32's exponents for each: s and h may stop
+# changing within 2^-64 of their limits, |z| > 44.
+SIGMOID_FLOOR = {ROUNDOFF[torch.float32]: 2.0**-64, ROUNDOFF[torch.float64]: 2.0**-1020}
 
 
 def _argument_error(values: Tensor, t: Tensor, steepness: Tensor, u: float, eta: float) -> tuple[Tensor, Tensor]:
@@ -307,7 +310,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, *, u
     log_p, log_pw, e = _softmax_errors(student, teacher, temperature, u)
     p_w, ratio = log_pw.exp(), (log_pw - log_p).abs()
     terms = p_w * ratio
-    errors = terms * (e + 4 * u) + p_w * (2 * e) + SIGMOID_FLOOR[u] * ratio
+    errors = terms * (e + 4 * u) + p_w * (2 * e) + EXP_FLOOR[u] * ratio
     total = errors.sum() + (terms.numel() + 4) * u * terms.sum() + terms.numel() * eta
     return (total * temperature**2 / max(terms.shape[0], 1) + eta,)
 
@@ -322,7 +325,7 @@ def distillation_loss_backward(
     log_p, log_pw, e = _softmax_errors(student, teacher, temperature, u)
     p, p_w, ratio = log_p.exp(), log_pw.exp(), (log_pw - log_p).abs()
     scale = grad.abs() * temperature / max(p.shape[0], 1)
-    floor = SIGMOID_FLOOR[u]
+    floor = EXP_FLOOR[u]
     to_student = (e + 7 * u) * (p + p_w) + 2 * floor
     a = p_w * ratio
     a_error = a * (e + 4 * u) + p_w * (2 * e) + floor * ratio
