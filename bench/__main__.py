@@ -7,6 +7,7 @@ smoke test, --show prints the tables of stored records again.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import sys
@@ -18,9 +19,11 @@ from typing import Any
 from . import records, runs
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TIMINGS = {  # command: the module that has ROWS of one process and TABLES, and what it times
+TIMINGS = {  # command: what it times; the module of that name has rows(), TABLES and the names it times
     "soft": "soft_quantize forward and backward",
+    "step": "quped_step, the weight update in one pass",
 }
+RESNET20 = "train_resnet20"
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -67,47 +70,47 @@ def time_ops(options: argparse.Namespace) -> None:
 
 def time_and_show(options: argparse.Namespace) -> None:
     """A timing command: in a process of its own it times; above it collects, stores and prints."""
-    import importlib
-
-    module = importlib.import_module(f".{options.command}", __package__)
+    module = importlib.import_module(f".{options.module}", __package__)
     if options.records_to is not None:
         found = module.rows(
             options.tensors or (module.QUICK if options.quick else module.NAMES),
-            options.m,
+            options.m or module.LEVELS,
             rounds=2 if options.quick else options.rounds,
+            threads=options.threads,
             compiled=options.compile and not options.quick,
         )
         records.write(options.records_to, found)
         return
-    path = options.out or (None if options.quick else RESULTS / f"{options.command}.jsonl")
+    stored = RESULTS / f"{options.module.replace('_', '-')}.jsonl"
+    path = options.out or (None if options.quick else stored)
     if options.show:
         found = records.read(path)
     else:
         found = runs.in_processes(sys.argv[1:], options.runs)
         if path is not None:
             records.write(path, found)
-    for table in module.TABLES:
-        print(table.render(found))
+    print("\n\n".join(table.render(found) for table in module.TABLES))
     if path is not None:
         print(f"\nrecords: {path}", file=sys.stderr)
+    if path is not None and hasattr(module, "picture"):
+        module.picture(found, path.with_suffix(".png"))
+        print(f"picture: {path.with_suffix('.png')}", file=sys.stderr)
 
 
-def _add_timing(commands: Any, name: str, says: str) -> None:
-    parser = commands.add_parser(name, help=says)
-    parser.add_argument("--tensors", type=_names, help="comma-separated: 64k, 1M, ResNet-20, 16M, 64M")
-    parser.add_argument("--m", type=_numbers, default=(2, 4, 16), help="comma-separated numbers of centers")
-    parser.add_argument(
-        "--runs", type=int, default=1, help="separate processes whose medians count (5 for publication)"
-    )
+def _add_timing(parser: argparse.ArgumentParser, module: str, names: str) -> None:
+    parser.add_argument("--tensors", type=_names, metavar="NAMES", help=f"comma-separated: {names}")
+    parser.add_argument("--m", type=_numbers, metavar="NUMBERS", help="comma-separated numbers of centers")
+    parser.add_argument("--threads", type=int, help="for all (default: 1 in cache, 2 else; in training torch's own)")
+    parser.add_argument("--runs", type=int, default=1, help="separate processes whose medians count (5 to publish)")
     parser.add_argument("--rounds", type=int, default=15, help="samples of each candidate in a process")
     parser.add_argument(
         "--no-compile", dest="compile", action="store_false", help="without torch.compile, slow to start"
     )
-    parser.add_argument("--quick", action="store_true", help="small tensors, two samples: only shows that it works")
+    parser.add_argument("--quick", action="store_true", help="small, two samples: only shows that it works")
     parser.add_argument("--show", action="store_true", help="print the tables of the records in --out; times nothing")
-    parser.add_argument("--out", type=Path, help=f"records (default: bench/results/{name}.jsonl; with --quick none)")
+    parser.add_argument("--out", type=Path, help="records (default: in bench/results; with --quick none)")
     parser.add_argument(runs.WORKER, dest="records_to", type=Path, help=argparse.SUPPRESS)
-    parser.set_defaults(run=time_and_show)
+    parser.set_defaults(run=time_and_show, module=module)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -122,9 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, says in TIMINGS.items():
-        _add_timing(commands, name, says)
-    train = commands.add_parser("train", help="accuracy of Algorithm 1 at equal gradient evaluations")
-    train.add_argument("task", choices=["digits"])
+        _add_timing(commands.add_parser(name, help=says), name, "64k, 1M, ResNet-20, 16M, 64M")
+    tasks = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
+    tasks = tasks.add_subparsers(dest="task", required=True)
+    _add_timing(tasks.add_parser("resnet20", help="a step by phase, by method"), RESNET20, "ResNet-20, ResNet-8")
+    train = tasks.add_parser("digits", help="accuracy of Algorithm 1 at equal gradient evaluations")
     train.add_argument("--seeds", type=int, default=5)
     train.add_argument("--jobs", type=int, default=2, help="worker processes")
     train.add_argument("--out", type=Path)

@@ -11,6 +11,7 @@ from qupedkern.backends import cpp
 
 
 def available(op: str) -> bool:
+    """Whether this op has a native kernel here; tables show a dash for the native call of one that has none."""
     return op in cpp.ops()
 
 

@@ -33,7 +33,7 @@ class Row:
 
     @property
     def case(self) -> tuple[str, str, str, int]:
-        return self.name, self.dtype, self.variant, self.m
+        return self.title, self.dtype, self.variant, self.m
 
     def has(self, candidate: str) -> bool:
         return any(name == candidate or (candidate == LIMIT and name.startswith(LIMIT)) for name in self._times)

@@ -9,17 +9,21 @@ from .machine import sentence
 from .records import Case, Row, cases
 from .targets import SLACK, Target
 
-Key = tuple[str, str, str, int]  # name, dtype, variant, m
+Key = tuple[str, str, str, int]  # title (with threads), dtype, variant, m
 
 
 @dataclass(frozen=True)
 class Column:
-    """The time of `candidate`, or with `over` its ratio to that candidate's; targets by case bound the ratio."""
+    """The time of `candidate`, or with `over` its ratio to that candidate's; targets by case bound the ratio.
+
+    percent: the ratio is a share, shown in percent.
+    """
 
     title: str
     candidate: str
     over: str | None = None
     targets: Mapping[Key, Target] = field(default_factory=dict)
+    percent: bool = False
 
     def value(self, case: Case) -> float | None:
         if not all(row.has(name) for row in case.rows for name in (self.candidate, self.over) if name is not None):
@@ -31,53 +35,50 @@ class Column:
 
     def cell(self, case: Case) -> str:
         value, target = self.value(case), self.target(case)
-        if value is None:
+        if value is None or value == 0:
             return "-"
         if self.over is None:
             return duration(value)
+        text = f"{100 * value:.1f} %" if self.percent else number(value)
         if target is None:
-            return number(value)
-        return f"{number(value)} ({target})" if target.met(value) else f"**{number(value)}** ({target}, missed)"
+            return text
+        bound = f"{'≤' if target.upper else '≥'} {100 * target.bound:g} %" if self.percent else str(target)
+        return f"{text} ({bound})" if target.met(value) else f"**{text}** ({bound}, missed)"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, what the columns mean, and the columns."""
+    """A title, what the columns mean, and the columns after those that name the case; `tensors` heads the first of these."""
 
     title: str
     note: str
     columns: Sequence[Column]
+    tensors: str = "tensors"
 
     def render(self, rows: Sequence[Row]) -> str:
         """The table, where it was measured, and how many targets are met. Rows we lose stay."""
         found = cases(rows)
-        variants = any(case.first.variant for case in found)
-        head = ["tensors", *(["variant"] if variants else []), "type", "m", *(column.title for column in self.columns)]
+        named = {  # what tells the cases apart; a type or variant that all share is said in the note
+            self.tensors: [case.first.title for case in found],
+            "variant": [case.first.variant for case in found],
+            "type": [case.first.dtype for case in found],
+            "m": [str(case.first.m) for case in found],
+        }
+        names = [head for head, values in named.items() if head not in ("variant", "type") or len(set(values)) > 1]
         lines = [f"### {self.title}", "", f"{sentence(rows[0].machine)} {_runs(found)}", self.note, ""]
-        lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-        for case in found:
-            row = case.first
-            name = [row.title, *([row.variant] if variants else []), row.dtype, str(row.m)]
-            lines.append("| " + " | ".join([*name, *(column.cell(case) for column in self.columns)]) + " |")
+        lines.append("| " + " | ".join([*names, *(column.title for column in self.columns)]) + " |")
+        lines.append("| --- " * (len(names) + len(self.columns)) + "|")
+        for i, case in enumerate(found):
+            cells = [*(named[name][i] for name in names), *(column.cell(case) for column in self.columns)]
+            lines.append("| " + " | ".join(cells) + " |")
         return "\n".join([*lines, "", self._verdict(found)])
 
     def _verdict(self, found: Sequence[Case]) -> str:
-        met, missed = 0, []
-        for case in found:
-            for column in self.columns:
-                value, target = column.value(case), column.target(case)
-                if value is None or target is None:
-                    continue
-                if target.met(value):
-                    met += 1
-                else:
-                    row = case.first
-                    variant = f"{row.variant}, " if row.variant else ""
-                    missed.append(f"{row.title}, {variant}m = {row.m}: {column.title} {number(value)} ({target})")
-        if not met and not missed:
+        judged = [(column.target(case), column.value(case)) for case in found for column in self.columns]
+        met = [target.met(value) for target, value in judged if target is not None and value is not None]
+        if not met:
             return "No targets were set for these rows."
-        said = f"{met} of {met + len(missed)} targets met (within {100 * SLACK:.0f} %)."
-        return said + (" Missed: " + "; ".join(missed) + "." if missed else "")
+        return f"{sum(met)} of {len(met)} targets met (the median within {100 * SLACK:.0f} % of it); those missed are bold."
 
 
 def _runs(found: Sequence[Case]) -> str:

@@ -33,10 +33,11 @@ def _seconds(candidate: Candidate, calls: int = 1) -> float:
 
 def _plan(candidate: Candidate, rounds: int, least_seconds: float) -> tuple[int, range]:
     """Calls a sample, and the rounds in which it is sampled: all, or fewer of a slow candidate, spread over the run."""
-    candidate()  # the first call compiles, allocates and loads
-    once = _seconds(candidate)
-    if once < SLOW:
+    once = _seconds(candidate)  # the first call compiles, allocates and loads
+    if once < VERY_SLOW:
         once = _seconds(candidate)
+        if once < SLOW:
+            once = _seconds(candidate)
     samples = rounds if once < SLOW else max(1, rounds // (3 if once < VERY_SLOW else 8))
     return max(1, round(least_seconds / max(once, 1e-7))), range(0, rounds, max(1, rounds // samples))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -40,8 +40,11 @@ def resnet20_shapes() -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(layer.weight.shape) for layer in qk.nn.quantized_layers(model).values())
 
 
-def workload(name: str) -> Workload:
-    """ "64k", "1M" (both stay in the last cache), "16M", "64M" (do not), "ResNet-20" (20 tensors, 270k weights)."""
+def workload(name: str, threads: int | None = None) -> Workload:
+    """By name: 64k, 1M (they stay in the last cache), 16M, 64M (they do not), ResNet-20 (20 tensors, 270k weights).
+
+    threads: other than the workload's own, which are 1 for what fits the cache and 2 for what does not.
+    """
     known = {
         "64k": lambda: Workload("64k", ((256, 256),), 1),
         "1M": lambda: Workload("1M", ((1024, 1024),), 1),
@@ -51,7 +54,8 @@ def workload(name: str) -> Workload:
     }
     if name not in known:
         raise KeyError(f"workload must be one of {', '.join(known)}, got {name!r}")
-    return known[name]()
+    found = known[name]()
+    return found if threads is None else replace(found, threads=threads)
 
 
 @dataclass(frozen=True)
