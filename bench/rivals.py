@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from qupedkern.ops import OPS
+
 Result = tuple[Tensor, Tensor, Tensor]  # S, dL/dx, dL/dc
 
 
@@ -62,3 +64,62 @@ def soft_by_hand(grad: Tensor, x: Tensor, centers: Tensor, sharpness: Tensor) ->
     a, b = torch.stack([*rising, zero]), torch.stack([*bump, zero])
     grad_centers = a[:-1] - a[1:] - sharpness / 2 * (b[:-1] + b[1:])
     return soft.to(x.dtype).view_as(x), slope.mul_(sharpness).mul_(flat).to(x.dtype).view_as(x), grad_centers
+
+
+Moved = tuple[Tensor, Tensor, Tensor, Tensor]  # x after the prox, codes, counts [3, m]: members, above, below; R(x, c)
+
+
+def prox_by_ops(x: Tensor, centers: Tensor, strength: Tensor) -> Moved:
+    """l1 prox, codes, counts and R as a composition of qupedkern's ops in eager PyTorch, counts by torch.bincount."""
+    m, (prox, assign, distance) = len(centers), (OPS[name].reference for name in ("prox_weights", "assign", "distance"))
+    moved = prox(x, centers, strength, "l1")
+    codes = assign(moved, centers)
+    index = codes.flatten().long()
+    gap = (moved - centers[codes.long()]).flatten()
+    parts = [index, index[gap > 0], index[gap < 0]]
+    counts = torch.stack([torch.bincount(part, minlength=m) for part in parts])
+    return moved, codes, counts, distance(moved, centers, "l1")
+
+
+def prox_lean(x: Tensor, centers: Tensor, strength: Tensor) -> Moved:
+    """The same with every pass over memory saved that we could: codes in uint8, a weight's cell found once, one bincount.
+
+    A weight stays in its cell, so its code is known before it moves; softshrink is the prox of the gap to the center, in
+    another rounding than ours. For m <= 85, whose three counts a center fit the bins of a byte.
+    """
+    m = len(centers)
+    codes = torch.zeros_like(x, dtype=torch.uint8)
+    for midpoint in 0.5 * centers[:-1] + 0.5 * centers[1:]:
+        codes += x > midpoint
+    nearest = torch.index_select(centers, 0, codes.flatten().int()).view_as(x)
+    gap = torch.nn.functional.softshrink(x - nearest, float(strength))
+    bins = torch.bincount((3 * codes + (gap > 0) + 2 * (gap < 0).byte()).flatten(), minlength=3 * m).view(m, 3)
+    counts = torch.stack([bins.sum(1), bins[:, 1], bins[:, 2]])
+    return nearest + gap, codes, counts, gap.abs().sum()
+
+
+def prox_published(x: Tensor, centers: Tensor, strength: Tensor) -> Moved:
+    """The procedure of the published code, written from its description: for each center a mask and a masked product over
+    all weights repeated m times.
+
+    The weights, repeated to [m, n], are compared with every center and shrunk toward it; then, center by center, a mask over
+    [m, n] picks the row of that center where it is the nearest, and the masked product is summed. Counts are sums of masks.
+    Work and traffic grow with m^2 n.
+    """
+    m, column = len(centers), centers.reshape(-1, 1)
+    repeated = x.reshape(1, -1).repeat(m, 1)
+    gap = repeated - column
+    nearest = gap.abs().argmin(dim=0)
+    shrunk = torch.where(gap.abs() <= strength, column, repeated - strength * gap.sign())
+    moved = torch.zeros_like(repeated[0])
+    for j in range(m):
+        mask = torch.zeros(repeated.shape, dtype=torch.bool)
+        mask[j] = nearest == j
+        moved = moved + (mask * shrunk).sum(dim=0)
+    masks = [nearest == j for j in range(m)]
+    counts = [
+        [mask.sum(), (mask & (moved > c)).sum(), (mask & (moved < c)).sum()]
+        for mask, c in zip(masks, centers, strict=True)
+    ]
+    distance = sum((mask * (moved - c).abs()).sum() for mask, c in zip(masks, centers, strict=True))
+    return moved.view_as(x), nearest.byte().view_as(x), torch.tensor(counts).T.contiguous(), torch.as_tensor(distance)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import cases, digits, native, ops, rivals, soft, streams, timing, workloads
+from bench import cases, digits, native, ops, rivals, soft, step, streams, timing, workloads
 from bench.timing import interleaved
 from qupedkern.ops import OPS
 
@@ -79,7 +79,7 @@ def test_a_slow_candidate_is_sampled_less_often(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))  # every call takes a second
     calls: list[int] = []
     assert interleaved({"slow": lambda: calls.append(0)}, rounds=16)["slow"].p50 == 1e6
-    assert len(calls) == 2 + 2  # the first, one to see how long it takes, then two samples
+    assert len(calls) == 1 + 2  # one to see how long it takes, then two samples
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -156,3 +156,60 @@ def test_a_native_call_that_cannot_run_says_why() -> None:
         native.native_call("assign", (x, c), (torch.zeros(4, dtype=torch.uint8),))
     with pytest.raises(RuntimeError, match="distillation has no native kernel"):
         native.native_call("distillation", (), ())
+
+
+@given(st.integers(2, 17), st.integers(1, 300), st.floats(0.0, 1.0), st.integers(0, 2**31))
+def test_rivals_of_the_step_move_weights_as_our_ops_do(m: int, n: int, strength: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, c = (torch.randn(size, generator=generator) for size in (n, m))
+    c, t = c.sort().values, torch.tensor([strength])
+    moved = OPS["prox_weights"].reference(x, c, t, "l1")
+    codes, distance = OPS["assign"].reference(moved, c), OPS["distance"].reference(moved, c, "l1")
+    members = torch.bincount(codes.long(), minlength=m)
+    for rival in (rivals.prox_by_ops, rivals.prox_lean, rivals.prox_published):
+        got = rival(x, c, t)
+        torch.testing.assert_close(got[0], moved, rtol=0, atol=1e-6)  # 2 ulp of values up to 4
+        assert torch.equal(got[1], codes)
+        assert torch.equal(got[2][0], members)
+        off = [got[0] > c[codes.long()], got[0] < c[codes.long()]]
+        for counted, where in zip(got[2][1:], off, strict=True):
+            here = torch.bincount(codes[where].long(), minlength=m)
+            # the lean rival adds the gap to the center, where a gap of less than an ulp is lost
+            assert int((counted - here).abs().sum()) <= (n // 50 + 1 if rival is rivals.prox_lean else 0)
+        torch.testing.assert_close(got[3].float(), distance, rtol=1e-5, atol=1e-6 * n)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize("m", [2, 16])
+def test_a_row_of_the_step_has_every_candidate_checked_and_timed(optimizer: str, m: int) -> None:
+    row = step.measure(workloads.Workload("tiny", ((16, 32),), 1), m, optimizer, rounds=2)
+    assert row.bytes == 512 * 4 * (5 if optimizer == "SGD" else 7)
+    assert {"op", "eager", "lean eager", "published"} < set(row.time_us_p20_p50_p80)
+    assert step.TABLES[0].render([row]).count("| tiny, 1 thread |") == 1
+
+
+def test_the_published_procedure_is_left_out_where_it_repeats_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "REPEATED_GIB", 4 * 512 * 4 / 2**30)
+    work = workloads.Workload("tiny", ((16, 32),), 1)
+    assert "published" in step._candidates(workloads.tensors(work, 3), "SGD", 3)
+    assert "published" not in step._candidates(workloads.tensors(work, 4), "SGD", 4)
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"), [("x", "x dis"), ("codes", "codes dis"), ("counts", "members"), ("R", "R dis")]
+)
+def test_a_wrong_step_gets_no_time(part: str, sentence: str) -> None:
+    case = workloads.tensors(workloads.Workload("tiny", ((16, 32),), 1), 4)
+    right, other = step.State.of(case), step.State.of(case)
+    expected, got = step._op(right, "SGD")(), list(step._op(other, "SGD")())
+    step.check("op", got, other.kept("SGD"), expected, right.kept("SGD"))  # type: ignore[arg-type]
+    if part == "x":
+        other.x[3, 4] += 1e-3
+    elif part == "codes":
+        got[1] = got[1].flip(0)
+    elif part == "counts":
+        got[2] = got[2].flip(0)
+    else:
+        got[3] = 1.001 * got[3]
+    with pytest.raises(RuntimeError, match=f"op: {sentence}"):
+        step.check("op", got, other.kept("SGD"), expected, right.kept("SGD"))  # type: ignore[arg-type]
