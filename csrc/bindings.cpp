@@ -170,6 +170,8 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
          {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "init_centers", &cpu::init_centers, {{"x", any}, {"weights", any}, {"centers", f32}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
+  kernel(module, "prox_centers", &cpu::prox_centers,
+         {{"centers", f32}, {"x", any}, {"strength", f32}, {"at", f32}, {"out", f32}});
   kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});
   kernel(module, "soft_quantize", &cpu::soft_quantize,
          {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});

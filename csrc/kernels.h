@@ -31,6 +31,8 @@ void hard_quantize_backward(int threads, View grad, View x, View centers, bool s
 void init_centers(int threads, View x, int64_t levels, int64_t num_groups, const std::string& method,
                   const std::optional<TensorView>& weights, View centers);
 void pack_codes(int threads, View codes, int64_t bits, View packed);
+void prox_centers(int threads, View centers, View x, View strength, const std::string& norm, const std::string& method,
+                  const std::optional<TensorView>& at, View out);
 void prox_weights(int threads, View x, View centers, View strength, const std::string& norm, View out);
 void soft_quantize(int threads, View x, View centers, View sharpness, View out);
 void soft_quantize_backward(int threads, View grad, View x, View centers, View sharpness, View grad_x,
