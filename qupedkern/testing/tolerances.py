@@ -84,7 +84,8 @@ def soft_quantize_backward(
     grad_c: the terms' own errors, 6u for their products and differences, and n u sum|terms| for any order of adding n of
     them; the parts s_k and s_{k+1} count apart, as they may be summed apart.
     A product that underflows is off by eta, times whatever it is multiplied by later: of g, P and the slope (at most the
-    range of the centers), of g, P/2, d_j and h_j, in any order.
+    range of the centers), or P d_j by eta each before g h_j, and each of the m - 1 terms g P d_j h_j by eta; of g, P/2,
+    d_j and h_j, in any order.
     Nothing is claimed where |g| P (c_m - c_1) overflows.
     """
     values, c = split_rows(x, centers)
@@ -97,7 +98,7 @@ def soft_quantize_backward(
     width = c[:, -1:] - c[:, :1]
     steep = p * width
     overflow = (g * steep > _largest(u)) | (steep > _largest(u)) | (g * p > _largest(u))
-    bound_x = torch.where(overflow, math.inf, g * p * slope_error + eta * (1 + g + p + width))
+    bound_x = torch.where(overflow, math.inf, g * p * slope_error + eta * (m * (1 + g) + p + width))
 
     terms = _sides(s, ends=(1.0, 0.0)) + 0.5 * p[..., None] * _sides(d * h, ends=(0.0, 0.0))
     errors = _sides(s_error, ends=(0.0, 0.0)) + 0.5 * p[..., None] * _sides(d * h_error + 2 * eta, ends=(0.0, 0.0))
