@@ -14,7 +14,7 @@ Key = tuple[str, str, str, int]  # title (with threads), dtype, variant, m
 
 @dataclass(frozen=True)
 class Column:
-    """The time of `candidate`, or with `over` its ratio to that candidate's; targets by case bound the ratio.
+    """The time of `candidate`, or with `over` its ratio to that candidate's; targets by case bound it, times in microseconds.
 
     percent: the ratio is a share, shown in percent.
     """
@@ -36,25 +36,31 @@ class Column:
     def cell(self, line: Sequence[Case]) -> str:
         """Of the cases of one line, by m: "1.05 / **2.10** / 3.00 (≤ 1.1 / 1.6 / 3.5)", in bold what misses its target."""
         values, targets = [self.value(case) for case in line], [self.target(case) for case in line]
-        shown = [self._shown(value, target) for value, target in zip(values, targets, strict=True)]
+        shown = [self.shown(value, target) for value, target in zip(values, targets, strict=True)]
         if not any(targets) or all(value is None for value in values):
             return " / ".join(shown) if set(shown) != {"-"} else "-"
         bounds = [self._bound(target) for target in targets]
         sign = next("≤" if target.upper else "≥" for target in targets if target is not None)
         return f"{' / '.join(shown)} ({sign} {bounds[0] if len(set(bounds)) == 1 else ' / '.join(bounds)})"
 
-    def _shown(self, value: float | None, target: Target | None) -> str:
+    def shown(self, value: float | None, target: Target | None) -> str:
+        """One value as text; a dash for what was not timed or took no time."""
         if not value:
             return "-"
-        if self.over is None:
-            return duration(value)
-        text = f"{100 * value:.1f} %" if self.percent else number(value)
+        text = self._text(value)
         return text if target is None or target.met(value) else f"**{text}**"
+
+    def _text(self, value: float) -> str:
+        if self.percent:
+            return f"{100 * value:.1f} %"
+        return duration(value) if self.over is None else number(value)
 
     def _bound(self, target: Target | None) -> str:
         if target is None:
             return "-"
-        return f"{100 * target.bound:g} %" if self.percent else f"{target.bound:g}"
+        if self.percent:
+            return f"{100 * target.bound:g} %"
+        return duration(target.bound) if self.over is None else f"{target.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -117,4 +123,7 @@ def number(value: float) -> str:
 
 
 def duration(time_us: float) -> str:
-    return f"{number(time_us)} µs" if time_us < 1000 else f"{number(time_us / 1000)} ms"
+    for unit, size in (("µs", 1), ("ms", 1e3)):
+        if time_us < 1000 * size:
+            return f"{number(time_us / size)} {unit}"
+    return f"{number(time_us / 1e6)} s"

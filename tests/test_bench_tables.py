@@ -124,11 +124,20 @@ def test_a_share_is_shown_in_percent_and_what_took_no_time_as_a_dash() -> None:
         assert "| network | over | none |" in text
 
 
+def test_a_time_can_have_a_target_too() -> None:
+    key = ("1M, 1 thread", "float32", "", 2)
+    table = Table("k-means", "note", [Column("native", "native", targets={key: at_most(3e6)[0]})])
+    assert "| 1M, 1 thread | 2.50 s (≤ 3.00 s) |" in table.render([row(native=2.5e6)])
+    assert "| 1M, 1 thread | **3.50 s** (≤ 3.00 s) |" in table.render([row(native=3.5e6)])
+
+
 def test_numbers_have_three_digits() -> None:
     assert [number(v) for v in (0.123456, 1.0, 9.994, 12.34, 123.4, 12345.6)] == [
         "0.12", "1.00", "9.99", "12.3", "123", "12,346",
     ]  # fmt: skip
-    assert [duration(v) for v in (0.5, 999.0, 1000.0, 12345.0)] == ["0.50 µs", "999 µs", "1.00 ms", "12.3 ms"]
+    assert [duration(v) for v in (0.5, 999.0, 1000.0, 12345.0, 2e6)] == [
+        "0.50 µs", "999 µs", "1.00 ms", "12.3 ms", "2.00 s",
+    ]  # fmt: skip
 
 
 def test_timings_run_in_processes_whose_malloc_is_tuned(capfd: pytest.CaptureFixture[str]) -> None:
