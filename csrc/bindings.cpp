@@ -151,6 +151,7 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   const Dtypes any = {qk::Dtype::float32, qk::Dtype::bfloat16, qk::Dtype::float16};
   const Dtypes f32 = {qk::Dtype::float32};
   const Dtypes u8 = {qk::Dtype::uint8};
+  const Dtypes i64 = {qk::Dtype::int64};
 
   module.doc() = "qupedkern's CPU kernels for one instruction set; called by qupedkern.backends.cpp.";
   module.attr("KERNELS") = py::dict();
@@ -158,18 +159,11 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
              "Those this processor and system run, widest last.");
 
   kernel(module, "assign", &cpu::assign, {{"x", any}, {"centers", f32}, {"codes", u8}});
+  kernel(module, "center_step", &cpu::center_step,
+         {{"centers", f32}, {"center_grad", f32}, {"counts", i64}, {"sums", f32}, {"strength", f32}, {"rate", f32}});
   kernel(module, "dequantize", &cpu::dequantize, {{"codes", u8}, {"centers", f32}, {"out", f32}});
   kernel(module, "dequantize_backward", &cpu::dequantize_backward,
          {{"grad", any}, {"codes", u8}, {"centers", f32}, {"grad_centers", f32}});
-  kernel(module, "distillation_loss", &cpu::distillation_loss,
-         {{"student_logits", any}, {"teacher_logits", any}, {"loss", f32}, {"statistics", f32}});
-  kernel(module, "distillation_loss_backward", &cpu::distillation_loss_backward,
-         {{"grad", f32},
-          {"student_logits", any},
-          {"teacher_logits", any},
-          {"statistics", f32},
-          {"grad_student", any},
-          {"grad_teacher", any}});
   kernel(module, "foreach_soft_quantize", &cpu::foreach_soft_quantize,
          {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
   kernel(module, "foreach_soft_quantize_backward", &cpu::foreach_soft_quantize_backward,
@@ -179,9 +173,11 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
          {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "init_centers", &cpu::init_centers, {{"x", any}, {"weights", any}, {"centers", f32}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
-  kernel(module, "prox_centers", &cpu::prox_centers,
-         {{"centers", f32}, {"x", any}, {"strength", f32}, {"at", f32}, {"out", f32}});
   kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});
+  kernel(module, "quped_step", &cpu::quped_step,
+         {{"x", f32},         {"grad", f32},      {"quantized_grad", f32}, {"first", f32}, {"second", f32},
+          {"centers", f32},   {"sharpness", f32}, {"strength", f32},       {"center_grad", f32},
+          {"counts", i64},    {"sums", f32},      {"distance", f32},       {"codes", u8}});
   kernel(module, "soft_quantize", &cpu::soft_quantize,
          {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
   kernel(module, "soft_quantize_backward", &cpu::soft_quantize_backward,

@@ -8,11 +8,11 @@
 namespace qk {
 
 // The codes are shared with qupedkern/backends/cpp.py.
-enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2, uint8 = 3 };
-constexpr int kDtypes = 4;
+enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2, uint8 = 3, int64 = 4 };
+constexpr int kDtypes = 5;
 
 inline const char* name_of(Dtype dtype) {
-  constexpr const char* names[kDtypes] = {"float32", "bfloat16", "float16", "uint8"};
+  constexpr const char* names[kDtypes] = {"float32", "bfloat16", "float16", "uint8", "int64"};
   return names[static_cast<int>(dtype)];
 }
 

@@ -25,7 +25,7 @@ DEVICES = ("cpu",)
 _ISAS = ("baseline", "avx2", "avx512")  # widest last
 _ENVIRONMENT = "QUPEDKERN_ISA"
 _INFO = Path(__file__).resolve().parent.parent / "_build_info.json"
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}  # Dtype of csrc/tensor_view.h
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.int64: 4}  # csrc/tensor_view.h
 _Specification = tuple[tuple[str, frozenset[torch.dtype]], ...]  # name and types of each tensor argument, outputs last
 
 

@@ -16,7 +16,7 @@ from qupedkern.ops import OPS
 from qupedkern.ops._rows import column, midpoints, split_rows
 from qupedkern.ops.assign import cell_codes
 
-from .tolerances import BOUNDS, ROUNDOFF, hard_quantize_backward, soft_quantize_backward
+from .tolerances import BOUNDS, ROUNDOFF, hard_quantize_backward, soft_quantize_backward, undecided
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,13 @@ def _one(
     shaped = Rounded(rows[0], y.error.reshape(rows[0].shape), y.u, y.eta)
     doubt, bound, q = _prox(shaped, rows[1], column(t, like=rows[1]), norm)
     value = OPS["prox_weights"].reference(y.value, c, t, norm).reshape(rows[0].shape)
-    if clamp:
-        value = value.clamp(-1, 1)
-        mid = midpoints(rows[1])[:, None, :]
-        near = (value[..., None] - mid).abs() <= bound[..., None] + 4 * y.u * mid.abs() + 2 * y.eta
-        doubt = doubt | near.any(-1)
-        q = rows[1].gather(1, cell_codes(value, rows[1]))
+    value = value.clamp(-1, 1) if clamp else value
+    mid = midpoints(rows[1])[
+        :, None, :
+    ]  # the new weight's cell: that of a clamped one, or of a center beside its midpoint
+    near = (value[..., None] - mid).abs() <= bound[..., None] + 4 * y.u * mid.abs() + 2 * y.eta
+    doubt = doubt | near.any(-1)
+    q = rows[1].gather(1, cell_codes(value, rows[1]))
     gap = (value - q).abs()
     claimed = torch.where(doubt, math.inf, bound)
     on_edge = doubt | (gap <= claimed) & (claimed > 0)  # may lie on either side of its center, or on it
@@ -142,7 +143,7 @@ def _one(
     size = gap if norm == "l1" else gap * gap
     distance = (change.sum() + value.numel() * u * (size + change).sum()).nan_to_num(nan=math.inf, posinf=math.inf)
     largest = torch.finfo(torch.float64 if u == ROUNDOFF[torch.float64] else torch.float32).max
-    distance = torch.where(size.sum() > largest, math.inf, distance) if size.numel() else distance
+    distance = torch.where(size.sum() + distance > largest, math.inf, distance) if size.numel() else distance
     codes = torch.where(doubt, math.inf, 0.0).reshape(x.shape)
     states = [state.error for state in (first, second) if state is not None]
     return claimed.reshape(x.shape), states, counts.reshape(*c.shape[:-1], 3, m), sums.reshape(c.shape), distance, codes
@@ -175,6 +176,8 @@ def quped_step(
             else:
                 value, bound_x = quantized_grad[i], torch.zeros_like(v)
                 _, bound_c = hard_quantize_backward(quantized_grad[i], v, c, False, u=u, eta=eta)
+                beside = undecided(v, c, u=u, eta=eta).reshape(split_rows(v, c)[0].shape).any(1, keepdim=True)
+                bound_c = torch.where(beside, math.inf, bound_c.reshape(beside.shape[0], -1)).reshape(c.shape)
             center_bounds.append(bound_c)
             if chain != "hard":
                 chained = rounded(value, bound_x)

@@ -1,0 +1,133 @@
+// The optimizer's part of quped_step over a run of elements: the state is written in place, the moved weights into a
+// buffer.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <type_traits>
+
+#include "../check.h"
+#include "../math/adam.h"
+#include "../math/sgd.h"
+
+namespace qk::cpu {
+
+#if defined(_MSC_VER)
+#define QK_RESTRICT __restrict
+#else
+#define QK_RESTRICT __restrict__
+#endif
+
+template <bool kValue>
+using Flag = std::integral_constant<bool, kValue>;
+
+template <class Body>
+void with_flag(bool flag, Body&& body) {
+  if (flag) {
+    body(Flag<true>{});
+  } else {
+    body(Flag<false>{});
+  }
+}
+
+class Optimizer {
+ public:
+  // As the schema has them. Factors are computed in double and rounded once, as Python does it for torch.
+  Optimizer(const char* op, const std::string& name, double lr, double weight_decay, double beta1, double beta2,
+            double eps, bool nesterov, int64_t step)
+      : adaptive_(name != "sgd"), nesterov_(nesterov), first_step_(step == 1), momentum_(beta1 != 0.0) {
+    QK_CHECK(name == "sgd" || name == "adam" || name == "adamw",
+             text(op, ": optimizer must be 'sgd' or 'adam' or 'adamw'"), "'" + name + "'");
+    QK_CHECK(step >= 1, text(op, ": step must be at least 1"), std::to_string(step));
+    if (weight_decay != 0.0) {
+      decay_ = name == "adamw" ? math::Decay::kDecoupled : math::Decay::kCoupled;
+    }
+    if (adaptive_) {
+      const auto count = static_cast<double>(step);
+      const double decay = name == "adamw" ? 1.0 - lr * weight_decay : weight_decay;
+      adam_ = {static_cast<float>(decay),
+               static_cast<float>(1.0 - beta1),
+               static_cast<float>(beta2),
+               static_cast<float>(1.0 - beta2),
+               static_cast<float>(std::pow(1.0 - std::pow(beta2, count), 0.5)),
+               static_cast<float>(eps),
+               static_cast<float>(-lr / (1.0 - std::pow(beta1, count)))};
+    } else {
+      sgd_ = {static_cast<float>(-lr), static_cast<float>(weight_decay), static_cast<float>(beta1),
+              static_cast<float>(1.0 - beta2)};
+    }
+  }
+
+  bool has_first() const { return adaptive_ || momentum_; }
+  bool has_second() const { return adaptive_; }
+
+  // moved[i] = the optimizer's x for i < n; first and second may be null where there is no such state.
+  void run(const float* x, const float* g, float* first, float* second, int64_t n, float* moved) const {
+    if (adaptive_) {
+      run_adam(x, g, first, second, n, moved);
+    } else if (!momentum_) {
+      with_flag(decay_ != math::Decay::kNone, [&](auto decay) {
+        run_sgd<decay.value, math::Momentum::kNone, false>(x, g, nullptr, n, moved);
+      });
+    } else {
+      with_flag(decay_ != math::Decay::kNone, [&](auto decay) {
+        with_flag(nesterov_, [&](auto nesterov) {
+          if (first_step_) {
+            run_sgd<decay.value, math::Momentum::kFirst, nesterov.value>(x, g, first, n, moved);
+          } else {
+            run_sgd<decay.value, math::Momentum::kRunning, nesterov.value>(x, g, first, n, moved);
+          }
+        });
+      });
+    }
+  }
+
+ private:
+  template <bool kDecay, math::Momentum kMomentum, bool kNesterov>
+  void run_sgd(const float* QK_RESTRICT x, const float* QK_RESTRICT g, float* QK_RESTRICT buffer, int64_t n,
+               float* QK_RESTRICT moved) const {
+    const math::Sgd s = sgd_;
+    for (int64_t i = 0; i < n; ++i) {
+      if constexpr (kMomentum == math::Momentum::kNone) {
+        float none = 0.0f;
+        moved[i] = math::sgd<kDecay, kMomentum, kNesterov>(s, x[i], g[i], none);
+      } else {
+        float held = kMomentum == math::Momentum::kFirst ? 0.0f : buffer[i];
+        moved[i] = math::sgd<kDecay, kMomentum, kNesterov>(s, x[i], g[i], held);
+        buffer[i] = held;
+      }
+    }
+  }
+
+  template <math::Decay kDecay, bool kFromEnd>
+  void run_adam_as(const float* QK_RESTRICT x, const float* QK_RESTRICT g, float* QK_RESTRICT first,
+                   float* QK_RESTRICT second, int64_t n, float* QK_RESTRICT moved) const {
+    const math::Adam a = adam_;
+    for (int64_t i = 0; i < n; ++i) {
+      float mean = first[i], square = second[i];
+      moved[i] = math::adam<kDecay, kFromEnd>(a, x[i], g[i], mean, square);
+      first[i] = mean;
+      second[i] = square;
+    }
+  }
+
+  void run_adam(const float* x, const float* g, float* first, float* second, int64_t n, float* moved) const {
+    with_flag(adam_.weight >= 0.5f, [&](auto from_end) {
+      switch (decay_) {
+        case math::Decay::kNone:
+          return run_adam_as<math::Decay::kNone, from_end.value>(x, g, first, second, n, moved);
+        case math::Decay::kCoupled:
+          return run_adam_as<math::Decay::kCoupled, from_end.value>(x, g, first, second, n, moved);
+        case math::Decay::kDecoupled:
+          return run_adam_as<math::Decay::kDecoupled, from_end.value>(x, g, first, second, n, moved);
+      }
+    });
+  }
+
+  bool adaptive_, nesterov_, first_step_, momentum_;
+  math::Decay decay_ = math::Decay::kNone;
+  math::Sgd sgd_{};
+  math::Adam adam_{};
+};
+
+}  // namespace qk::cpu

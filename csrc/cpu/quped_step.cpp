@@ -1,0 +1,398 @@
+// quped_step: gradients, optimizer, prox, codes and statistics of many tensors in one pass. Every span of every tensor is
+// one task; within it a block's gradient is chained in L1, and runs of kPart elements go through the optimizer and the
+// prox. Reads weights, gradients and state once and writes weights and state once, which bounds it from 16M elements on;
+// in cache the prox does (quped_prox.h).
+
+#include <optional>
+
+#include "../kernels.h"
+#include "quped_optimizer.h"
+#include "quped_pack.h"
+#include "quped_prox.h"
+#include "quped_sums.h"
+#include "soft_backward_block.h"
+#include "span_list.h"
+
+namespace qk::cpu {
+namespace {
+
+constexpr const char* kOp = "quped_step";
+static_assert(kPart <= SpanPacker::kMost, "a run of codes is packed at once");
+constexpr int64_t kWork = 24;  // elementary operations an element
+
+enum class Chain { kNone, kSoft, kHard, kStraightThrough };
+
+Chain chain_of(const std::string& name) {
+  if (name == "none") {
+    return Chain::kNone;
+  }
+  if (name == "soft") {
+    return Chain::kSoft;
+  }
+  if (name == "hard") {
+    return Chain::kHard;
+  }
+  QK_CHECK(name == "straight_through", text(kOp, ": chain must be 'none', 'soft', 'hard' or 'straight_through'"),
+           "'" + name + "'");
+  return Chain::kStraightThrough;
+}
+
+// What does not change from tensor to tensor.
+struct Step {
+  Chain chain;
+  Optimizer optimizer;
+  bool l1;
+  bool clamp;
+  int pack_bits;  // 0: codes are written as they are
+};
+
+// One tensor. Null where there is none.
+struct Item {
+  Rows rows;
+  Spans spans;
+  PerRow strength;
+  PerRow sharpness;
+  float* x;
+  const float* grad;
+  const float* through;
+  float* first;
+  float* second;
+  float* center_grad;
+  int64_t* counts;
+  float* sums;
+  uint8_t* codes;
+  std::vector<SpanEdges> edges;       // [spans], where codes are packed
+  std::vector<double> distance;       // [spans]
+  std::vector<int64_t> span_counts;   // [spans, 3, m], where a row has several spans
+  std::vector<double> span_sums;      // [spans, m]
+  std::vector<double> span_gradient;  // [spans, m]
+};
+
+// The gradient of x for elements [offset, offset + n) of a block that begins at `begin`; soft: chained in `buffer`.
+const float* total_gradient(Chain chain, const Item& item, int64_t begin, int64_t offset, int n, float* buffer) {
+  const float* grad = item.grad == nullptr ? nullptr : item.grad + begin + offset;
+  if (chain == Chain::kNone || chain == Chain::kHard) {
+    return grad;
+  }
+  const float* through = chain == Chain::kSoft ? buffer + offset : item.through + begin + offset;
+  if (grad == nullptr) {
+    return through;
+  }
+  for (int i = 0; i < n; ++i) {
+    buffer[offset + i] = grad[i] + through[i];
+  }
+  return buffer + offset;
+}
+
+void write_codes(const Cells& cells, const int32_t* cell, int n, uint8_t* codes) {
+  for (int i = 0; i < n; ++i) {
+    codes[i] = static_cast<uint8_t>(cells.repeats ? cells.first[cell[i]] : cell[i]);
+  }
+}
+
+// Of equal centers the first has all members.
+template <class T>
+void to_first(const Cells& cells, T* totals) {
+  for (int k = 0; k < cells.levels; ++k) {
+    if (cells.first[k] != k) {
+      totals[cells.first[k]] += totals[k];
+      totals[k] = T{0};
+    }
+  }
+}
+
+template <class Row>
+void run_span(const Step& step, Item& item, const Span& span, const Cells& cells, Row& row, SpanTotals& totals) {
+  Part part;
+  std::memset(part.moved, 0, sizeof part.moved);  // what lies behind the last element is read, and not used
+  std::memset(part.cell, 0, sizeof part.cell);
+  alignas(64) float buffer[kBlock];
+  CellSums new_sums(cells.levels, totals.sums), old_sums(cells.levels, totals.center_grad);
+  std::optional<SoftRow> soft;
+  if (step.chain == Chain::kSoft) {
+    soft.emplace(item.rows.centers_of(span.row), cells.levels, item.sharpness.of(span.row), Midpoints::kAll);
+  }
+  std::optional<SpanPacker> packer;
+  uint8_t narrow[kPart];
+  if (!item.edges.empty()) {
+    packer.emplace(kOp, step.pack_bits, span.begin, item.codes, &item.edges[static_cast<size_t>(span.index)]);
+  }
+  const bool by_cell = step.chain == Chain::kHard || step.chain == Chain::kStraightThrough;
+  for_each_block(span, [&](const Span& block) {
+    alignas(64) float distance[kVec] = {};
+    const int64_t length = block.end - block.begin;
+    if (soft) {
+      soft_backward_block(*soft, item.through + block.begin, item.x + block.begin, length, buffer, totals.center_grad);
+    }
+    for (int64_t offset = 0; offset < length; offset += kPart) {
+      const int64_t at = block.begin + offset;
+      const int n = static_cast<int>(std::min<int64_t>(kPart, length - offset));
+      float* x = item.x + at;
+      if (by_cell) {
+        row.find(x, n, part.cell);
+        old_sums.add(item.through + at, part.cell, n);
+      }
+      const float* g = total_gradient(step.chain, item, block.begin, offset, n, buffer);
+      step.optimizer.run(x, g, item.first == nullptr ? nullptr : item.first + at,
+                         item.second == nullptr ? nullptr : item.second + at, n, part.moved);
+      with_flag(item.codes != nullptr || item.sums != nullptr,
+                [&](auto keep) { row.template run<keep.value>(part, n, x, distance); });
+      if (item.codes != nullptr) {
+        uint8_t* codes = packer ? narrow : item.codes + at;
+        write_codes(cells, part.cell, n, codes);
+        if (packer) {
+          packer->put(codes, n);
+        }
+      }
+      if (item.sums != nullptr) {
+        new_sums.add(part.gap, part.cell, n);
+      }
+      if (row.full()) {
+        row.flush(totals);
+      }
+    }
+    totals.distance += sum_of_lanes(distance);
+    new_sums.end_block();
+    old_sums.end_block();
+  });
+  if (packer) {
+    packer->end();
+  }
+  row.flush(totals);
+}
+
+template <int kBits = 1>
+void run_levels(const Step& step, Item& item, const Span& span, const Cells& cells, const Prox& how,
+                SpanTotals& totals) {
+  if constexpr (kBits <= kMaxCellBits) {
+    if (cells.levels > 1 << kBits) {
+      return run_levels<kBits + 1>(step, item, span, cells, how, totals);
+    }
+    NarrowRow<kBits> row(cells, how);
+    run_span(step, item, span, cells, row, totals);
+  } else {
+    WideRow row(cells, how);
+    run_span(step, item, span, cells, row, totals);
+  }
+}
+
+// Sums of a row are rounded once; counts are exact.
+struct RowOutputs {
+  int levels;
+  bool by_cell;
+  float* center_grad;
+  int64_t* counts;
+  float* sums;
+
+  RowOutputs(const Item& item, int64_t row) : levels(item.rows.levels) {
+    center_grad = item.center_grad == nullptr ? nullptr : item.center_grad + row * levels;
+    counts = item.counts + row * 3 * levels;
+    sums = item.sums == nullptr ? nullptr : item.sums + row * levels;
+  }
+};
+
+void keep_totals(Item& item, const Span& span, const SpanTotals& totals) {
+  const int m = item.rows.levels;
+  item.distance[static_cast<size_t>(span.index)] = totals.distance;
+  if (item.spans.per_row == 1) {
+    const RowOutputs out(item, span.row);
+    for (int k = 0; k < m; ++k) {
+      out.counts[k] = totals.members[k];
+      out.counts[m + k] = totals.above[k];
+      out.counts[2 * m + k] = totals.below[k];
+      if (out.sums != nullptr) {
+        out.sums[k] = static_cast<float>(totals.sums[k]);
+      }
+      if (out.center_grad != nullptr) {
+        out.center_grad[k] = static_cast<float>(totals.center_grad[k]);
+      }
+    }
+    return;
+  }
+  int64_t* counts = item.span_counts.data() + span.index * 3 * m;
+  std::copy_n(totals.members, m, counts);
+  std::copy_n(totals.above, m, counts + m);
+  std::copy_n(totals.below, m, counts + 2 * m);
+  std::copy_n(totals.sums, m, item.span_sums.data() + span.index * m);
+  std::copy_n(totals.center_grad, m, item.span_gradient.data() + span.index * m);
+}
+
+// Spans of each row in order.
+void add_spans(Item& item) {
+  const int m = item.rows.levels;
+  const int64_t per_row = item.spans.per_row;
+  if (per_row == 1) {
+    return;
+  }
+  for (int64_t row = 0; row < item.rows.count; ++row) {
+    const RowOutputs out(item, row);
+    for (int k = 0; k < 3 * m; ++k) {
+      int64_t count = 0;
+      for (int64_t i = row * per_row; i < (row + 1) * per_row; ++i) {
+        count += item.span_counts[static_cast<size_t>(i * 3 * m + k)];
+      }
+      out.counts[k] = count;
+    }
+    for (int k = 0; k < m; ++k) {
+      double sum = 0.0, gradient = 0.0;
+      for (int64_t i = row * per_row; i < (row + 1) * per_row; ++i) {
+        sum += item.span_sums[static_cast<size_t>(i * m + k)];
+        gradient += item.span_gradient[static_cast<size_t>(i * m + k)];
+      }
+      if (out.sums != nullptr) {
+        out.sums[k] = static_cast<float>(sum);
+      }
+      if (out.center_grad != nullptr) {
+        out.center_grad[k] = static_cast<float>(gradient);
+      }
+    }
+  }
+}
+
+const float* data_of(const char* name, Views tensors, size_t i, View like) {
+  if (tensors.empty()) {
+    return nullptr;
+  }
+  check_same(kOp, name, tensors[i], like);
+  return tensors[i].as<float>();
+}
+
+void check_list(const char* name, Views tensors, size_t count, bool wanted) {
+  check_count(kOp, name, tensors.size(), wanted ? count : 0);
+}
+
+// No written tensor may share memory with another tensor of the lists.
+void check_apart(std::initializer_list<const std::vector<TensorView>*> written,
+                 std::initializer_list<const std::vector<TensorView>*> read) {
+  struct Range {
+    const char* begin;
+    const char* end;
+    bool written;
+  };
+  std::vector<Range> ranges;
+  const auto add = [&](const std::vector<TensorView>* list, bool is_written) {
+    for (const TensorView& tensor : *list) {
+      const int64_t bytes = tensor.numel() * static_cast<int64_t>(sizeof(float));
+      if (bytes > 0) {
+        ranges.push_back({tensor.as<char>(), tensor.as<char>() + bytes, is_written});
+      }
+    }
+  };
+  for (const auto* list : written) {
+    add(list, true);
+  }
+  for (const auto* list : read) {
+    add(list, false);
+  }
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  const char *end_of_any = nullptr, *end_of_written = nullptr;
+  for (const Range& range : ranges) {
+    const char* reach = range.written ? end_of_any : end_of_written;
+    QK_CHECK(reach == nullptr || reach <= range.begin,
+             text(kOp, ": x, first and second must share no memory with another tensor of the call"),
+             "tensors that do");
+    end_of_any = std::max(end_of_any, range.end);
+    end_of_written = range.written ? std::max(end_of_written, range.end) : end_of_written;
+  }
+}
+
+}  // namespace
+
+void quped_step(int threads, Views x, Views grad, Views quantized_grad, Views first, Views second, Views centers,
+                Views sharpness, Views strength, const std::string& chain, const std::string& optimizer,
+                const std::string& norm, double lr, double weight_decay, double beta1, double beta2, double eps,
+                bool nesterov, int64_t step_number, bool clamp, bool wants_codes, int64_t pack_bits, Views center_grad,
+                Views counts, Views sums, View distance, Views codes) {
+  QK_CHECK(norm == "l1" || norm == "l2", text(kOp, ": norm must be 'l1' or 'l2'"), "'" + norm + "'");
+  const Step step{chain_of(chain), Optimizer(kOp, optimizer, lr, weight_decay, beta1, beta2, eps, nesterov, step_number),
+                  norm == "l1", clamp, wants_codes ? static_cast<int>(pack_bits) : 0};
+  const size_t count = x.size();
+  const bool through = step.chain == Chain::kSoft || step.chain == Chain::kStraightThrough;
+  check_list("grad", grad, count, !(through && grad.empty()));
+  check_list("quantized_grad", quantized_grad, count, step.chain != Chain::kNone);
+  check_list("first", first, count, step.optimizer.has_first());
+  check_list("second", second, count, step.optimizer.has_second());
+  check_list("centers", centers, count, true);
+  check_list("sharpness", sharpness, count, step.chain == Chain::kSoft);
+  check_list("strength", strength, count, true);
+  check_list("center_grad", center_grad, count, step.chain != Chain::kNone);
+  check_list("counts", counts, count, true);
+  check_list("sums", sums, count, !step.l1);
+  check_list("codes", codes, count, wants_codes);
+  check_apart({&x, &first, &second}, {&grad, &quantized_grad});
+  QK_CHECK(pack_bits >= 0 && pack_bits <= kMaxBits, text(kOp, ": pack_bits must be between 0 and ", kMaxBits),
+           std::to_string(pack_bits));
+
+  std::vector<Item> items;
+  items.reserve(count);
+  SpanList spans;
+  for (size_t i = 0; i < count; ++i) {
+    const Rows rows = rows_of(kOp, x[i], centers[i]);
+    Item item{};
+    item.rows = rows;
+    item.strength = per_row(kOp, "strength", strength[i], rows);
+    if (step.chain == Chain::kSoft) {
+      item.sharpness = per_row(kOp, "sharpness", sharpness[i], rows);
+    }
+    item.x = x[i].as<float>();
+    item.grad = data_of("grad", grad, i, x[i]);
+    item.through = data_of("quantized_grad", quantized_grad, i, x[i]);
+    item.first = const_cast<float*>(data_of("first", first, i, x[i]));
+    item.second = const_cast<float*>(data_of("second", second, i, x[i]));
+    item.center_grad = const_cast<float*>(data_of("center_grad", center_grad, i, centers[i]));
+    item.sums = const_cast<float*>(data_of("sums", sums, i, centers[i]));
+    QK_CHECK(counts[i].numel() == 3 * centers[i].numel(), text(kOp, ": counts must hold three a center"),
+             "shape " + shape_of(counts[i].sizes));
+    item.counts = counts[i].as<int64_t>();
+    if (wants_codes) {
+      const int64_t bytes = step.pack_bits == 0 ? x[i].numel() : packed_bytes(x[i].numel(), pack_bits);
+      QK_CHECK(codes[i].numel() == bytes, text(kOp, ": codes must have ", bytes, " bytes"),
+               std::to_string(codes[i].numel()));
+      QK_CHECK(step.pack_bits == 0 || rows.levels <= 1 << step.pack_bits,
+               text(kOp, ": pack_bits must hold codes below ", rows.levels), std::to_string(pack_bits));
+      item.codes = codes[i].as<uint8_t>();
+    }
+    spans.add(rows, kWork);
+    item.spans = spans.of(i);
+    item.distance.resize(static_cast<size_t>(item.spans.count));
+    if (wants_codes && pack_bits > 0) {
+      item.edges.resize(static_cast<size_t>(item.spans.count));
+    }
+    if (item.spans.per_row > 1) {
+      item.span_counts.resize(static_cast<size_t>(item.spans.count * 3 * rows.levels));
+      item.span_sums.resize(static_cast<size_t>(item.spans.count * rows.levels));
+      item.span_gradient.resize(static_cast<size_t>(item.spans.count * rows.levels));
+    }
+    items.push_back(std::move(item));
+  }
+
+  spans.for_each(threads, [&](size_t tensor, const Span& span) {
+    Item& item = items[tensor];
+    const Cells cells(item.rows.centers_of(span.row), item.rows.levels);
+    const Prox how(step.l1, step.clamp, item.strength.of(span.row), cells);
+    SpanTotals totals;
+    run_levels(step, item, span, cells, how, totals);
+    to_first(cells, totals.members);
+    to_first(cells, totals.above);
+    to_first(cells, totals.below);
+    to_first(cells, totals.sums);
+    if (step.chain != Chain::kSoft) {
+      to_first(cells, totals.center_grad);
+    }
+    keep_totals(item, span, totals);
+  });
+
+  for (size_t i = 0; i < count; ++i) {
+    add_spans(items[i]);
+    if (!items[i].edges.empty()) {
+      stitch_edges(items[i].edges, step.pack_bits, x[i].numel(), items[i].codes);
+    }
+    double sum = 0.0;
+    for (double part : items[i].distance) {
+      sum += part;
+    }
+    distance.as<float>()[i] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace qk::cpu
