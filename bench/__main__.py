@@ -1,6 +1,6 @@
 """Measurements: kernels against the machine's limit and their rivals, what they buy in training, and accuracy.
 
-Timings run in processes of their own with glibc's malloc tuned; --runs 5 gives the medians the README quotes, --quick a
+The timings run in processes of their own with glibc's malloc tuned; --runs 5 gives the medians the README quotes, --quick a
 smoke test, --show prints the tables of stored records again.
 """
 
@@ -22,6 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TIMINGS = {  # command: what it times; the module of that name has rows(), TABLES and the names it times
     "soft": "soft_quantize forward and backward",
     "step": "quped_step, the weight update in one pass",
+    "ops": "single ops",
 }
 RESNET20 = "train_resnet20"
 
@@ -51,23 +52,6 @@ def train_digits(options: argparse.Namespace) -> None:
     )
 
 
-def time_ops(options: argparse.Namespace) -> None:
-    import torch
-
-    from . import cases, ops
-
-    torch.set_num_threads(options.threads)
-    names = [options.op] if options.op else list(cases.OP_NAMES)
-    rows = []
-    print(ops.HEADER)
-    for name in names:
-        for shape in options.shapes.split(","):
-            for m in (2, 4, 16):
-                rows.append(ops.measure(name, shape, m, compiled=options.compile, rounds=options.rounds))
-                print(ops.line(rows[-1]), flush=True)
-    _write(options.out or RESULTS / f"ops-{options.threads}t.jsonl", rows)
-
-
 def time_and_show(options: argparse.Namespace) -> None:
     """A timing command: in a process of its own it times; above it collects, stores and prints."""
     module = importlib.import_module(f".{options.module}", __package__)
@@ -78,6 +62,7 @@ def time_and_show(options: argparse.Namespace) -> None:
             rounds=2 if options.quick else options.rounds,
             threads=options.threads,
             compiled=options.compile and not options.quick,
+            **({"op": options.op} if options.module == "ops" else {}),
         )
         records.write(options.records_to, found)
         return
@@ -125,7 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, says in TIMINGS.items():
-        _add_timing(commands.add_parser(name, help=says), name, "64k, 1M, ResNet-20, 16M, 64M")
+        timing = commands.add_parser(name, help=says)
+        _add_timing(timing, name, "layer, 64k, 1M, ResNet-20, 16M, 64M")
+        if name == "ops":
+            timing.add_argument("--op", help="one op (default: all)")
     tasks = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
     tasks = tasks.add_subparsers(dest="task", required=True)
     _add_timing(tasks.add_parser("resnet20", help="a step by phase, by method"), RESNET20, "ResNet-20, ResNet-8")
@@ -134,14 +122,6 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--jobs", type=int, default=2, help="worker processes")
     train.add_argument("--out", type=Path)
     train.set_defaults(run=train_digits)
-    timing = commands.add_parser("ops", help="kernels against eager, torch.compile and the copy limit")
-    timing.add_argument("--op", help="one op (default: all)")
-    timing.add_argument("--shapes", default="1M", help="comma-separated: 1M, 16M, resnet20-layer3")
-    timing.add_argument("--threads", type=int, default=1)
-    timing.add_argument("--rounds", type=int, default=15)
-    timing.add_argument("--compile", action="store_true", help="also torch.compile of the reference (slow to start)")
-    timing.add_argument("--out", type=Path)
-    timing.set_defaults(run=time_ops)
     return parser
 
 

@@ -1,89 +1,103 @@
-"""Kernels against eager PyTorch, against torch.compile of the same reference, and against the machine's copy speed."""
+"""Single ops against the machine's limit, eager PyTorch and torch.compile of the same reference."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-import qupedkern as qk
-
 from . import cases, machine
+from .records import Row
+from .streams import limits, scratch
+from .tables import Column, Table
 from .timing import interleaved
+from .workloads import Workload, workload
 
-HEADER = (
-    f"{'op':<24} {'shape':<16} {'m':>3} {'threads':>7} {'kernel us':>10} {'eager /':>8} {'compile /':>9} {'/ copy':>7}"
-)
-
-
-def _eager(case: cases.Case) -> Callable[[], Any]:
-    def run() -> Any:
-        with qk.use_backend("eager"):
-            return case.run()
-
-    return run
+NAMES, QUICK, LEVELS = ("1M",), ("layer",), (2, 4, 16)
+# Ops whose kernels sum or exponentiate in another order than the reference; all others must agree to the bit.
+INEXACT = ("soft", "backward", "distance", "prox_centers")
 
 
 def _compiled(case: cases.Case) -> Callable[[], Any]:
-    logging.getLogger("torch._dynamo").setLevel(
-        logging.ERROR
-    )  # a reference that checks codes breaks its graph; so be it
+    # a reference that reads a value breaks its graph; so be it
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     torch.compiler.reset()  # the references of all cases share their code, and its compiled versions are counted
-    functions = [torch.compile(function) for function in case.references()]
-    return lambda: [function() for function in functions][-1]
+    return torch.compile(case.reference)
 
 
-def _copy(moved: int) -> Callable[[], Any]:
-    """A copy that moves `moved` bytes: half of them read, half written."""
-    source = torch.ones(moved // 8, dtype=torch.float32)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+def check(name: str, got: Any, expected: Any, case: cases.Case) -> None:
+    """RuntimeError unless a result is the reference's: to the bit, or where sums are in it to 1e-4 of the largest value."""
+    for a, b in zip(cases.flat(got), cases.flat(expected), strict=True):
+        if any(word in case.op for word in INEXACT):
+            right = float((a.double() - b.double()).abs().max()) <= 1e-4 * float(b.abs().max())
+        else:
+            right = torch.equal(a, b)
+        if not right:
+            raise RuntimeError(f"{name}: {case.op} disagrees with the reference")
 
 
-def check(case: cases.Case) -> None:
-    """Refuse to time a kernel that disagrees with eager: exactly for codes and hard values, else to 1e-4 of the scale."""
-    got, expected = case.run(), _eager(case)()
-    pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
-    for a, b in pairs:
-        if "soft" in case.op or "backward" in case.op:
-            scale = float(b.abs().max())
-            if not float((a - b).abs().max()) <= 1e-4 * scale:
-                raise RuntimeError(f"bench: {case.op} on {case.shape}, m = {case.m}: the kernel disagrees with eager")
-        elif not torch.equal(a, b):
-            raise RuntimeError(f"bench: {case.op} on {case.shape}, m = {case.m}: the kernel disagrees with eager")
-
-
-def measure(op: str, shape: str, m: int, *, compiled: bool, rounds: int) -> dict[str, Any]:
-    """One record: microseconds (20th, 50th, 80th percentile) of the kernel and its rivals, and the ratios of medians."""
-    case = cases.build(op, shape, m)
-    check(case)
-    candidates: dict[str, Callable[[], Any]] = {"kernel": case.run, "eager": _eager(case), "copy": _copy(case.bytes)}
+def measure(op: str, work: Workload, m: int, *, rounds: int, compiled: bool) -> Row:
+    """One row, every candidate checked before it is timed."""
+    torch.set_num_threads(work.threads)
+    case = cases.build(op, work, m)
+    candidates: dict[str, Callable[[], Any]] = {"op": case.run, "eager": case.reference}
+    native = case.native()
+    if native is not None:
+        candidates["native"] = native
     if compiled:
         candidates["compile"] = _compiled(case)
-    timings = interleaved(candidates, rounds=rounds)
-    kernel = timings["kernel"].p50
-    return {
-        "op": op,
-        "backend": qk.explain(case.names[0], *case.args[0]).backend,
-        "shape": list(cases.SHAPES[shape]),
-        "name": shape,
-        "m": m,
-        "dtype": "float32",
-        "bytes": case.bytes,
-        "time_us_p20_p50_p80": {name: [round(v, 2) for v in (t.p20, t.p50, t.p80)] for name, t in timings.items()},
-        "eager_over_kernel": round(timings["eager"].p50 / kernel, 2),
-        "compile_over_kernel": round(timings["compile"].p50 / kernel, 2) if compiled else None,
-        "kernel_over_copy": round(kernel / timings["copy"].p50, 2),
-        **machine.description(),
-    }
-
-
-def line(row: dict[str, Any]) -> str:
-    compiled = "-" if row["compile_over_kernel"] is None else f"{row['compile_over_kernel']:.1f}"
-    return (
-        f"{row['op']:<24} {row['name']:<16} {row['m']:>3} {row['threads']:>7} "
-        f"{row['time_us_p20_p50_p80']['kernel'][1]:>10.1f} {row['eager_over_kernel']:>8.1f} {compiled:>9} "
-        f"{row['kernel_over_copy']:>7.2f}"
+    expected = case.reference()
+    for name, candidate in candidates.items():
+        check(name, candidate(), expected, case)
+    copy = [([source], [target]) for source, target in [scratch(2, case.bytes // 8)]]
+    timings = interleaved({**candidates, **limits(work.threads, copy)}, rounds=rounds)
+    return Row(
+        bench="ops",
+        name=work.name,
+        title=work.title,
+        m=m,
+        dtype="float32",
+        variant=op,
+        bytes=case.bytes,
+        time_us_p20_p50_p80={name: timing.rounded() for name, timing in timings.items()},
+        machine=machine.description(),
     )
+
+
+def rows(
+    names: Sequence[str],
+    levels: Sequence[int],
+    *,
+    rounds: int,
+    threads: int | None,
+    compiled: bool,
+    op: str | None = None,
+) -> list[Row]:
+    """All rows of one process; op: of that op alone."""
+    return [
+        measure(one, workload(name, threads), m, rounds=rounds, compiled=compiled)
+        for name in names
+        for one in ((op,) if op else cases.OP_NAMES)
+        for m in levels
+    ]
+
+
+TABLES = [
+    Table(
+        "Single ops",
+        "float32. limit: a copy of as many bytes as the op must read and write, by the best of our memory streams, ordinary or "
+        "non-temporal, and torch's copy. native: the kernel call, outputs given; a dash where there is none. op: through "
+        "torch.ops. eager, compile: the op's reference in PyTorch.",
+        [
+            Column("native", "native"),
+            Column("op", "op"),
+            Column("limit", "limit"),
+            Column("native / limit", "native", "limit"),
+            Column("eager / op", "eager", "op"),
+            Column("compile / op", "compile", "op"),
+        ],
+        variant="name",
+    )
+]

@@ -147,7 +147,7 @@ TABLES = [
         "limit: the same 5 passes (read x, write S; read g and x, write grad_x) by the best of our memory streams, ordinary "
         "or non-temporal, and torch's copy. native: the two kernel calls, outputs given. op: the same through torch.ops, which "
         "allocates them. eager and compile: the formula under autograd; by hand: with its gradient written out in PyTorch. "
-        "In brackets the target.",
+        "In brackets the targets.",
         [
             Column("native", "native"),
             Column("op", "op"),

@@ -217,7 +217,7 @@ TABLES = [
         "one more of each), by the best of our memory streams, ordinary or non-temporal, and torch's copy; the codes are left "
         "out of it. native: the kernel call, outputs given. op: the same through torch.ops. eager: torch's foreach optimizer, "
         "then our ops in eager PyTorch; lean eager: the prox rewritten to save passes; published: masks over the weights "
-        "repeated m times (bench/rivals.py; not timed where these take 1 GiB). In brackets the target.",
+        "repeated m times (bench/rivals.py; not timed where these take 1 GiB). In brackets the targets.",
         [
             Column("native", "native"),
             Column("op", "op"),
@@ -227,5 +227,6 @@ TABLES = [
             Column("lean eager / op", "lean eager", "op"),
             Column("published / op", "published", "op", _targets({key: at_least(100, 500, 500) for key in _ALL})),
         ],
+        variant="optimizer",
     )
 ]

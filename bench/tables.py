@@ -14,7 +14,7 @@ Key = tuple[str, str, str, int]  # title (with threads), dtype, variant, m
 
 @dataclass(frozen=True)
 class Column:
-    """The time of `candidate`, or with `over` its ratio to that candidate's; targets by case bound the ratio.
+    """The time of `candidate`, or with `over` its ratio to that candidate's; targets by case bound it, times in microseconds.
 
     percent: the ratio is a share, shown in percent.
     """
@@ -33,43 +33,66 @@ class Column:
     def target(self, case: Case) -> Target | None:
         return self.targets.get(case.first.case)
 
-    def cell(self, case: Case) -> str:
-        value, target = self.value(case), self.target(case)
-        if value is None or value == 0:
+    def cell(self, line: Sequence[Case]) -> str:
+        """Of the cases of one line, by m: "1.05 / **2.10** / 3.00 (≤ 1.1 / 1.6 / 3.5)", in bold what misses its target."""
+        values, targets = [self.value(case) for case in line], [self.target(case) for case in line]
+        shown = [self.shown(value, target) for value, target in zip(values, targets, strict=True)]
+        if not any(targets) or all(value is None for value in values):
+            return " / ".join(shown) if set(shown) != {"-"} else "-"
+        bounds = [self._bound(target) for target in targets]
+        sign = next("≤" if target.upper else "≥" for target in targets if target is not None)
+        return f"{' / '.join(shown)} ({sign} {bounds[0] if len(set(bounds)) == 1 else ' / '.join(bounds)})"
+
+    def shown(self, value: float | None, target: Target | None) -> str:
+        """One value as text; a dash for what was not timed or took no time."""
+        if not value:
             return "-"
-        if self.over is None:
-            return duration(value)
-        text = f"{100 * value:.1f} %" if self.percent else number(value)
+        text = self._text(value)
+        return text if target is None or target.met(value) else f"**{text}**"
+
+    def _text(self, value: float) -> str:
+        if self.percent:
+            return f"{100 * value:.1f} %"
+        return duration(value) if self.over is None else number(value)
+
+    def _bound(self, target: Target | None) -> str:
         if target is None:
-            return text
-        bound = f"{'≤' if target.upper else '≥'} {100 * target.bound:g} %" if self.percent else str(target)
-        return f"{text} ({bound})" if target.met(value) else f"**{text}** ({bound}, missed)"
+            return "-"
+        if self.percent:
+            return f"{100 * target.bound:g} %"
+        return duration(target.bound) if self.over is None else f"{target.bound:g}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, what the columns mean, and the columns after those that name the case; `tensors` heads the first of these."""
+    """A title, what the columns mean, and the columns after those that name the case, whose heads are tensors and variant."""
 
     title: str
     note: str
     columns: Sequence[Column]
     tensors: str = "tensors"
+    variant: str = "variant"
 
     def render(self, rows: Sequence[Row]) -> str:
         """The table, where it was measured, and how many targets are met. Rows we lose stay."""
         found = cases(rows)
-        named = {  # what tells the cases apart; a type or variant that all share is said in the note
-            self.tensors: [case.first.title for case in found],
-            "variant": [case.first.variant for case in found],
-            "type": [case.first.dtype for case in found],
-            "m": [str(case.first.m) for case in found],
-        }
-        names = [head for head, values in named.items() if head not in ("variant", "type") or len(set(values)) > 1]
-        lines = [f"### {self.title}", "", f"{sentence(rows[0].machine)} {_runs(found)}", self.note, ""]
-        lines.append("| " + " | ".join([*names, *(column.title for column in self.columns)]) + " |")
-        lines.append("| --- " * (len(names) + len(self.columns)) + "|")
-        for i, case in enumerate(found):
-            cells = [*(named[name][i] for name in names), *(column.cell(case) for column in self.columns)]
+        lines_of_cases: dict[tuple[str, str, str], list[Case]] = {}
+        for case in found:
+            lines_of_cases.setdefault((case.first.title, case.first.variant, case.first.dtype), []).append(case)
+        # what tells the lines apart; a variant or type that all share is said in the note
+        heads = (self.tensors, self.variant, "type")
+        kept = [k for k in range(3) if k == 0 or len({names[k] for names in lines_of_cases}) > 1]
+        lines = [
+            f"### {self.title}",
+            "",
+            f"{sentence(rows[0].machine)} {_runs(found)}",
+            f"{self.note} {_levels(found)}",
+            "",
+        ]
+        lines.append("| " + " | ".join([*(heads[k] for k in kept), *(column.title for column in self.columns)]) + " |")
+        lines.append("| --- " * (len(kept) + len(self.columns)) + "|")
+        for names, line in lines_of_cases.items():
+            cells = [*(names[k] for k in kept), *(column.cell(line) for column in self.columns)]
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join([*lines, "", self._verdict(found)])
 
@@ -88,10 +111,19 @@ def _runs(found: Sequence[Case]) -> str:
     return f"Medians of {fewest} separate processes, in each of them interleaved samples."
 
 
+def _levels(found: Sequence[Case]) -> str:
+    """What the numbers between the slashes belong to."""
+    levels = list(dict.fromkeys(case.first.m for case in found))
+    return f"m = {' / '.join(map(str, levels))}{', in this order in each cell' if len(levels) > 1 else ''}."
+
+
 def number(value: float) -> str:
     """Three digits, without those a ratio of times cannot carry."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def duration(time_us: float) -> str:
-    return f"{number(time_us)} µs" if time_us < 1000 else f"{number(time_us / 1000)} ms"
+    for unit, size in (("µs", 1), ("ms", 1e3)):
+        if time_us < 1000 * size:
+            return f"{number(time_us / size)} {unit}"
+    return f"{number(time_us / 1e6)} s"

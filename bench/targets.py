@@ -17,9 +17,6 @@ class Target:
     def met(self, value: float) -> bool:
         return value <= self.bound * (1 + SLACK) if self.upper else value >= self.bound * (1 - SLACK)
 
-    def __str__(self) -> str:
-        return f"{'≤' if self.upper else '≥'} {self.bound:g}"
-
 
 def at_most(*bounds: float) -> list[Target]:
     return [Target(bound, upper=True) for bound in bounds]

@@ -97,7 +97,7 @@ TABLES = [
     Table(
         "A training step of ResNet-20",
         "272k parameters, 20 quantized weights, CIFAR shapes, float32, SGD with momentum inside every method, before the "
-        "freeze; a step of each method in turns. evaluations: forward and backward passes of the network. In brackets the target.",
+        "freeze; a step of each method in turns. evaluations: forward and backward passes of the network. In brackets the targets.",
         [
             Column("step", "step"),
             Column(
@@ -116,6 +116,7 @@ TABLES = [
             ),
         ],
         tensors="network",
+        variant="method",
     )
 ]
 

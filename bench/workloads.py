@@ -41,12 +41,13 @@ def resnet20_shapes() -> tuple[tuple[int, ...], ...]:
 
 
 def workload(name: str, threads: int | None = None) -> Workload:
-    """By name: 64k, 1M (they stay in the last cache), 16M, 64M (they do not), ResNet-20 (20 tensors, 270k weights).
+    """layer (one of ResNet-20), 64k, 1M (these stay in the last cache), 16M, 64M (these do not), ResNet-20 (20 tensors).
 
     threads: other than the workload's own, which are 1 for what fits the cache and 2 for what does not.
     """
     known = {
         "64k": lambda: Workload("64k", ((256, 256),), 1),
+        "layer": lambda: Workload("64 x 64 x 3 x 3", ((64, 64, 3, 3),), 1),
         "1M": lambda: Workload("1M", ((1024, 1024),), 1),
         "ResNet-20": lambda: Workload("ResNet-20", resnet20_shapes(), 1),
         "16M": lambda: Workload("16M", ((4096, 4096),), 2),

@@ -164,6 +164,15 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   kernel(module, "dequantize", &cpu::dequantize, {{"codes", u8}, {"centers", f32}, {"out", f32}});
   kernel(module, "dequantize_backward", &cpu::dequantize_backward,
          {{"grad", any}, {"codes", u8}, {"centers", f32}, {"grad_centers", f32}});
+  kernel(module, "distillation_loss", &cpu::distillation_loss,
+         {{"student_logits", any}, {"teacher_logits", any}, {"loss", f32}, {"statistics", f32}});
+  kernel(module, "distillation_loss_backward", &cpu::distillation_loss_backward,
+         {{"grad", f32},
+          {"student_logits", any},
+          {"teacher_logits", any},
+          {"statistics", f32},
+          {"grad_student", any},
+          {"grad_teacher", any}});
   kernel(module, "foreach_soft_quantize", &cpu::foreach_soft_quantize,
          {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
   kernel(module, "foreach_soft_quantize_backward", &cpu::foreach_soft_quantize_backward,
@@ -173,6 +182,8 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
          {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "init_centers", &cpu::init_centers, {{"x", any}, {"weights", any}, {"centers", f32}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
+  kernel(module, "prox_centers", &cpu::prox_centers,
+         {{"centers", f32}, {"x", any}, {"strength", f32}, {"at", f32}, {"out", f32}});
   kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});
   kernel(module, "quped_step", &cpu::quped_step,
          {{"x", f32},         {"grad", f32},      {"quantized_grad", f32}, {"first", f32}, {"second", f32},

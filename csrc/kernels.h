@@ -2,9 +2,9 @@
 //
 // x and what is shaped like it has G * n elements, row r being elements [r n, (r + 1) n); centers is [m] or [G, m],
 // ascending, m = 2..256; sharpness and strength are [1] or [G]. centers, sharpness and strength are float32, x is
-// float32, bfloat16 or float16. Tensors are contiguous. A kernel writes every element of its outputs (the last
-// arguments), computes in float32, and gives the same bits for any number of threads. Wrong arguments throw
-// std::invalid_argument with a full sentence.
+// float32, bfloat16 or float16. Logits are [..., K], typed like x. Tensors are contiguous. A kernel writes every
+// element of its outputs (the last arguments), computes in float32, and gives the same bits for any number of threads.
+// Wrong arguments throw std::invalid_argument with a full sentence.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,10 @@ void center_step(int threads, Views centers, Views center_grad, Views counts, Vi
                  const std::string& norm, const std::string& method, double clip);
 void dequantize(int threads, View codes, View centers, View out);
 void dequantize_backward(int threads, View grad, View codes, View centers, View grad_centers);
+void distillation_loss(int threads, View student_logits, View teacher_logits, double temperature, View loss,
+                       View statistics);
+void distillation_loss_backward(int threads, View grad, View student_logits, View teacher_logits, double temperature,
+                                View statistics, View grad_student, View grad_teacher);
 void foreach_soft_quantize(int threads, Views x, Views centers, Views sharpness, Views out);
 void foreach_soft_quantize_backward(int threads, Views grad, Views x, Views centers, Views sharpness, Views grad_x,
                                     Views grad_centers);
@@ -33,6 +37,8 @@ void hard_quantize_backward(int threads, View grad, View x, View centers, bool s
 void init_centers(int threads, View x, int64_t levels, int64_t num_groups, const std::string& method,
                   const std::optional<TensorView>& weights, View centers);
 void pack_codes(int threads, View codes, int64_t bits, View packed);
+void prox_centers(int threads, View centers, View x, View strength, const std::string& norm, const std::string& method,
+                  const std::optional<TensorView>& at, View out);
 void prox_weights(int threads, View x, View centers, View strength, const std::string& norm, View out);
 void quped_step(int threads, Views x, Views grad, Views quantized_grad, Views first, Views second, Views centers,
                 Views sharpness, Views strength, const std::string& chain, const std::string& optimizer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import cases, digits, native, ops, rivals, soft, step, streams, timing, workloads
+from bench.records import Case
 from bench.timing import interleaved
 from qupedkern.ops import OPS
 
@@ -50,20 +52,27 @@ def test_the_table_counts_missed_bands() -> None:
     assert len(lines) == 2 * len(digits.BANDS)
 
 
+LAYER = workloads.Workload("tiny", ((16, 9, 2),), 1)
+
+
 @pytest.mark.parametrize("op", cases.OP_NAMES)
-def test_a_timed_case_is_checked_and_has_its_ratios(op: str) -> None:
-    row = ops.measure(op, "resnet20-layer3", 4, compiled=False, rounds=2)
-    assert row["bytes"] == cases.build(op, "resnet20-layer3", 4).bytes > 0
-    assert min(row["eager_over_kernel"], row["kernel_over_copy"]) > 0
-    assert row["name"] in ops.line(row)
+def test_a_timed_op_is_checked_and_has_its_ratios(op: str) -> None:
+    row = ops.measure(op, LAYER, 4, rounds=2, compiled=False)
+    assert row.bytes == cases.build(op, LAYER, 4).bytes > 0
+    assert min(row.ratio("eager", "op"), row.ratio("op", "limit")) > 0
+    assert f"| tiny, 1 thread | {ops.TABLES[0].columns[0].cell([Case((row,))])} |" in ops.TABLES[0].render([row])
 
 
-def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = cases.build("assign", "resnet20-layer3", 4)
-    right = case.run()
-    monkeypatch.setattr(ops, "_eager", lambda _: lambda: right + torch.ones_like(right))
-    with pytest.raises(RuntimeError, match="assign on resnet20-layer3, m = 4: the kernel disagrees with eager"):
-        ops.check(case)
+@pytest.mark.parametrize("op", ["assign", "hard_quantize + backward", "distance"])
+def test_a_wrong_op_is_not_timed(op: str) -> None:
+    case = cases.build(op, LAYER, 4)
+    right = case.reference()
+    ops.check("native", right, right, case)
+    wrong = [*right[:-1], cases.flat(right[-1])[0] + 1]
+    with pytest.raises(RuntimeError, match=f"native: {re.escape(op)} disagrees with the reference"):
+        ops.check("native", wrong, [*right[:-1], cases.flat(right[-1])[0]], case)
+    with pytest.raises(KeyError, match="op must be one of soft_quantize; "):
+        cases.build("assing", LAYER, 4)
 
 
 def test_candidates_take_turns() -> None:

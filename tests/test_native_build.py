@@ -33,10 +33,13 @@ def _every_kernel(n: int, c: torch.Tensor, dtype: torch.dtype) -> dict[str, tupl
     grad, steep = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype), torch.tensor([3.0])
     codes = reference("assign", x, c)[0]
     bits = (c.shape[-1] - 1).bit_length()
+    logits = (x.reshape(len(c.reshape(-1, c.shape[-1])), n), grad.reshape(-1, n), 2.0)
     return {
         "assign": (x, c),
         "dequantize": (codes, c),
         "dequantize_backward": (grad, codes, c),
+        "distillation_loss": logits,
+        "distillation_loss_backward": (torch.tensor(0.7), *logits, reference("distillation_loss", *logits)[1]),
         "hard_quantize": (x, c, False),
         "hard_quantize_backward": (grad, x, c, True),
         "pack_codes": (codes, bits),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_modules import ISAS, NEEDS_A_BUILD, call, cpp, reference
 from torch import Tensor
 
 import qupedkern as qk
 from qupedkern.ops import OPS
-from qupedkern.testing.harness import same_bits
-from qupedkern.testing.strategies import Limits, norms, prox_centers_inputs
+from qupedkern.testing.harness import run, same_bits
+from qupedkern.testing.strategies import HOSTILE, Limits, norms, prox_centers_inputs
 from qupedkern.testing.tolerances import BOUNDS, ROUNDOFF, SECOND_ORDER, SMALLEST
 
 DOUBLE = Limits((torch.float64,), hostile=False, numel=60)
@@ -177,3 +179,56 @@ def test_members_belong_to_the_cells_of_at_and_not_of_mu(norm: str) -> None:
     torch.testing.assert_close(with_old, torch.tensor([0.4, 0.6]), atol=0.01, rtol=0)
     with_own = qk.prox_centers(mu, x, 100.0, norm, "exact")  # both weights are members of the upper center
     assert float(with_own[0]) == 0.0
+
+
+def _beside_each_other(a: Tensor, b: Tensor) -> bool:
+    """Equal numbers, or both NaN: a kink at zero may carry either sign."""
+    return a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+@NEEDS_A_BUILD
+@settings(max_examples=150)
+@given(args=prox_centers_inputs(HOSTILE), trouble=st.sampled_from((None, math.nan, math.inf, -math.inf)))
+def test_native_l1_is_eagers_number_for_number(args: tuple[Any, ...], trouble: float | None) -> None:
+    """Selection decides an integer, and both compute mu + t (n - 2k) from it by the same three roundings."""
+    mu, x, strength, _, method, at = args
+    if trouble is not None:  # sorted last, or members like any other
+        x = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(x.numel())) < 0.1, trouble, x)
+    prepared = OPS["prox_centers"].prepare(mu, x, strength, "l1", method, at)
+    native = run("prox_centers", prepared, "cpp")
+    if native is None:
+        assert x.dtype == torch.float64
+        return
+    eager = run("prox_centers", prepared, "eager")
+    assert eager is not None
+    assert _beside_each_other(native[0], eager[0])
+
+
+def _members(kind: str, count: int, c: Tensor, generator: torch.Generator) -> Tensor:
+    """Weights on which a search by counting could go wrong: all alike, on the centers, of all magnitudes, in few values."""
+    x = 0.1 * torch.randn(count, generator=generator)
+    if kind == "one value":
+        return torch.full_like(x, 0.05)
+    if kind == "on their centers":
+        return torch.where(torch.rand(count, generator=generator) < 0.95, qk.hard_quantize(x, c), x)
+    if kind == "all magnitudes":
+        return x * 10.0 ** torch.randint(-44, 30, (count,), generator=generator)
+    return (x * 50).round() / 50 if kind == "a few values" else x
+
+
+@NEEDS_A_BUILD
+@pytest.mark.parametrize("kind", ["normal", "one value", "on their centers", "all magnitudes", "a few values"])
+@pytest.mark.parametrize("levels", [2, 4, 16, 256])
+def test_selection_over_long_rows_finds_what_sorting_finds(kind: str, levels: int) -> None:
+    """From strengths that move nothing to such that pull every center to the median of its members and beyond."""
+    generator = torch.Generator().manual_seed(levels)
+    c = (0.2 * torch.randn(2, levels, generator=generator)).sort(-1).values
+    x = torch.stack([_members(kind, 70_001, row, generator) for row in c])
+    mu = (c + 0.01 * torch.randn(c.shape, generator=generator)).sort(-1).values
+    for strength in (0.0, 1e-9, 1e-7, 1e-5, 1e-3, 1.0):
+        args = (mu, x, torch.tensor([strength]), "l1", "exact", c)
+        (expected,) = reference("prox_centers", *args)
+        for isa in ISAS:
+            for threads in (1, 3):
+                (got,) = call(cpp._import(isa), "prox_centers", *args, threads=threads)
+                assert _beside_each_other(got, expected), (isa, threads, strength)

@@ -195,3 +195,21 @@ def test_a_row_of_one_value_gives_that_value_and_no_slope(backend: str, dtype: t
             torch.ones_like(x), *OPS["soft_quantize"].prepare(x, centers, 30.0)
         )
     assert torch.equal(grad_x, torch.zeros_like(x))
+
+
+@ON_EVERY_BACKEND
+def test_an_output_larger_than_the_caches_has_the_bits_of_its_pieces(backend: str) -> None:
+    """Such outputs are written past the caches, and a row that is odd in length ends in a partial vector."""
+    n, piece = 2**24 + 17, 2**20
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    centers, sharpness = torch.tensor([-1.0, 1.0]), torch.tensor([5.0])
+    if backend == "eager":
+        x = x[-piece - 17 :]
+    with qk.use_backend(backend):
+        whole = qk.soft_quantize(x, centers, sharpness)
+        slope, _ = torch.ops.qupedkern.soft_quantize_backward(x, x, centers, sharpness)
+        for start in range(0, x.numel(), piece):
+            part = x[start : start + piece]
+            assert same_bits(whole[start : start + piece], qk.soft_quantize(part, centers, sharpness))
+            grad_x, _ = torch.ops.qupedkern.soft_quantize_backward(part, part, centers, sharpness)
+            assert same_bits(slope[start : start + piece], grad_x)

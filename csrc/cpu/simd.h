@@ -30,6 +30,27 @@ Vec load_some(const T* from, int count) {
   return load(whole);
 }
 
+// Whether an output of this many bytes should go past the caches: at twice the size of a last-level cache and more it
+// cannot stay there, and lines that are not read first save a third of the traffic.
+constexpr int64_t kStreamBytes = int64_t{1} << 26;
+template <class T>
+bool should_stream(const T* to, int64_t count) {
+  return sizeof(T) == sizeof(float) && count * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
+         reinterpret_cast<uintptr_t>(to) % (kVec * sizeof(float)) == 0;
+}
+
+// As store, or past the caches to an address aligned to 64 bytes; end_stream() before another thread may read it.
+template <class T>
+QK_HD void store_or_stream(Vec v, bool streamed, T* to) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (streamed) {
+      stream(v, to);
+      return;
+    }
+  }
+  store(v, to);
+}
+
 template <class T>
 void store_some(Vec v, int count, T* to) {
   T whole[kVec];

@@ -33,6 +33,11 @@ QK_HD void store(Vec a, float* to) {
   _mm256_storeu_ps(to, a.low);
   _mm256_storeu_ps(to + 8, a.high);
 }
+QK_HD void stream(Vec a, float* to) {
+  _mm256_stream_ps(to, a.low);
+  _mm256_stream_ps(to + 8, a.high);
+}
+QK_HD void end_stream() { _mm_sfence(); }
 // To nearest even, in the low 16 bits; NaN is kept apart because rounding could make it infinite.
 QK_HD __m256i rounded_to_bfloat16(__m256 a) {
   const __m256i bits = _mm256_castps_si256(a);

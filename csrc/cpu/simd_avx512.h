@@ -28,6 +28,8 @@ QK_HD Vec load(const float16* from) {
 }
 
 QK_HD void store(Vec a, float* to) { _mm512_storeu_ps(to, a.v); }
+QK_HD void stream(Vec a, float* to) { _mm512_stream_ps(to, a.v); }
+QK_HD void end_stream() { _mm_sfence(); }
 // To nearest even; NaN is kept apart because rounding could make it infinite.
 QK_HD void store(Vec a, bfloat16* to) {
   const __m512i bits = _mm512_castps_si512(a.v);

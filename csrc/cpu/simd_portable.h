@@ -40,6 +40,9 @@ QK_HD void store(const Vec& a, T* to) {
   from_float<16>(a.lane, to);
 }
 
+QK_HD void stream(const Vec& a, float* to) { store(a, to); }  // no such instruction everywhere
+QK_HD void end_stream() {}
+
 QK_HD Vec operator+(const Vec& a, const Vec& b) {
   return each_lane<Vec>([&](int i) { return a.lane[i] + b.lane[i]; });
 }

@@ -50,7 +50,8 @@ QK_HD void soft_backward_vectors(const SoftRow& row, const Vec (&g)[N], const Ve
 }
 
 template <Groups kKind, class T, class Out>
-void soft_backward_block_of(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, SoftLanes& lanes) {
+void soft_backward_block_of(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, bool streamed,
+                            SoftLanes& lanes) {
   int64_t begin = 0;
   for (; begin + kInterleave * kVec <= n; begin += kInterleave * kVec) {
     Vec g[kInterleave], value[kInterleave], slope[kInterleave];
@@ -60,7 +61,7 @@ void soft_backward_block_of(const SoftRow& row, const T* grad, const T* x, int64
     }
     soft_backward_vectors<kKind>(row, g, value, slope, lanes);
     for (int i = 0; i < kInterleave; ++i) {
-      store(slope[i], grad_x + begin + i * kVec);
+      store_or_stream(slope[i], streamed, grad_x + begin + i * kVec);
     }
   }
   for (; begin < n; begin += kVec) {
@@ -76,7 +77,8 @@ void soft_backward_block_of(const SoftRow& row, const T* grad, const T* x, int64
 // grad_x[i] = grad[i] dS/dx for n <= kBlock elements of a row, and sum_i grad[i] dS/dc_k added to sums[k], k < m. The
 // row keeps all midpoints.
 template <class T, class Out>
-void soft_backward_block(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, double* sums) {
+void soft_backward_block(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, double* sums,
+                         bool streamed = false) {
   SoftLanes lanes;
   const size_t used = sizeof lanes.rising[0] * static_cast<size_t>(row.midpoints);
   std::memset(lanes.total, 0, sizeof lanes.total);
@@ -84,13 +86,13 @@ void soft_backward_block(const SoftRow& row, const T* grad, const T* x, int64_t 
   std::memset(lanes.bump, 0, used);
   switch (row.kind) {
     case Groups::kOne:
-      soft_backward_block_of<Groups::kOne>(row, grad, x, n, grad_x, lanes);
+      soft_backward_block_of<Groups::kOne>(row, grad, x, n, grad_x, streamed, lanes);
       break;
     case Groups::kShared:
-      soft_backward_block_of<Groups::kShared>(row, grad, x, n, grad_x, lanes);
+      soft_backward_block_of<Groups::kShared>(row, grad, x, n, grad_x, streamed, lanes);
       break;
     case Groups::kOwn:
-      soft_backward_block_of<Groups::kOwn>(row, grad, x, n, grad_x, lanes);
+      soft_backward_block_of<Groups::kOwn>(row, grad, x, n, grad_x, streamed, lanes);
       break;
   }
   double below = sum_of_lanes(lanes.total);  // A_k

@@ -36,7 +36,7 @@ QK_HD void soft_vectors(const SoftRow& row, const Vec (&x)[N], Vec (&sum)[N]) {
 }
 
 template <Groups kKind, class T>
-void run_span(const SoftRow& row, const T* x, int64_t n, T* out) {
+void run_span(const SoftRow& row, const T* x, int64_t n, bool streamed, T* out) {
   int64_t begin = 0;
   for (; begin + kInterleave * kVec <= n; begin += kInterleave * kVec) {
     Vec value[kInterleave], sum[kInterleave];
@@ -45,7 +45,7 @@ void run_span(const SoftRow& row, const T* x, int64_t n, T* out) {
     }
     soft_vectors<kKind>(row, value, sum);
     for (int i = 0; i < kInterleave; ++i) {
-      store(sum[i], out + begin + i * kVec);
+      store_or_stream(sum[i], streamed, out + begin + i * kVec);
     }
   }
   for (; begin < n; begin += kVec) {
@@ -70,13 +70,20 @@ void soft_quantize(int threads, View x, View centers, View sharpness, View out) 
       const T* from = x.as<T>() + span.begin;
       T* to = out.as<T>() + span.begin;
       const int64_t n = span.end - span.begin;
+      const bool streamed = should_stream(to, x.numel());
       switch (row.kind) {
         case Groups::kOne:
-          return run_span<Groups::kOne>(row, from, n, to);
+          run_span<Groups::kOne>(row, from, n, streamed, to);
+          break;
         case Groups::kShared:
-          return run_span<Groups::kShared>(row, from, n, to);
+          run_span<Groups::kShared>(row, from, n, streamed, to);
+          break;
         case Groups::kOwn:
-          return run_span<Groups::kOwn>(row, from, n, to);
+          run_span<Groups::kOwn>(row, from, n, streamed, to);
+          break;
+      }
+      if (streamed) {
+        end_stream();
       }
     });
   });

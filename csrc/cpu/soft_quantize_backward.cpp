@@ -26,10 +26,14 @@ void soft_quantize_backward(int threads, View grad, View x, View centers, View s
     sum_rows(threads, rows, kWorkPerMidpoint * rows.levels, grad_centers.as<float>(),
              [&](const Span& span, double* sums) {
                const SoftRow row(rows.centers_of(span.row), rows.levels, steepness.of(span.row), Midpoints::kAll);
+               const bool streamed = should_stream(grad_x.as<T>() + span.begin, x.numel());
                for_each_block(span, [&](const Span& block) {
                  soft_backward_block(row, grad.as<T>() + block.begin, x.as<T>() + block.begin, block.end - block.begin,
-                                     grad_x.as<T>() + block.begin, sums);
+                                     grad_x.as<T>() + block.begin, sums, streamed);
                });
+               if (streamed) {
+                 end_stream();
+               }
              });
   });
 }

@@ -20,6 +20,7 @@ namespace qk::cpu {
 
 constexpr int kReach = 80;
 constexpr int kGroupBits = 32;
+constexpr int kOwnReach = 125;  // of a midpoint with an exponential of its own: all of the normal numbers
 constexpr int kMaxMidpoints = kMaxLevels - 1;
 
 // A midpoint between equal centers adds nothing to S; its sigmoid still counts in their gradients.
@@ -29,7 +30,7 @@ enum class Midpoints { kDistinct, kAll };
 enum class Groups {
   kOne,     // one group: x is clamped, which keeps E within range
   kShared,  // several: the exponent is clamped for each
-  kOwn      // rate |t| too large for one reference: an exponential for each midpoint
+  kOwn      // P t_j or P d_j too large for one reference: an exponential for each midpoint
 };
 
 struct SoftRow {
@@ -67,13 +68,14 @@ struct SoftRow {
       }
       const double t = 0.5 * (low + high);
       exponent[midpoints] = rate * t;
-      near = near && std::fabs(rate * t) < kMaxExponent - 2 * kReach;
+      // The second keeps P d_j 2^-64, what is left of the slope far out, too small to be seen.
+      near = near && std::fabs(rate * t) < kMaxExponent - 2 * kReach && rate * (high - low) < kMaxExponent;
       midpoint[midpoints] = static_cast<float>(t);
       step[midpoints] = static_cast<float>(high - low);
       steep[midpoints] = static_cast<float>(sharpness_ * (high - low));
       ++midpoints;
     }
-    reach = in_float(kReach / static_cast<double>(rate));
+    reach = in_float(kOwnReach / static_cast<double>(rate));
     if (near) {
       share(exponent);
     } else {

@@ -115,17 +115,22 @@ def _needed(gradient: Any, needs: Any) -> Any:
     return gradient if needs else None
 
 
-def differentiable(name: str, wrt: tuple[str, ...]) -> None:
-    """Tie <name> to <name>_backward(grad, *arguments of <name>) -> one gradient (or list of them) per argument in wrt."""
+def differentiable(name: str, wrt: tuple[str, ...], *, statistics: int = 0) -> None:
+    """Tie <name> to <name>_backward(grad, *arguments of <name>) -> one gradient (or list of them) per argument in wrt.
+
+    statistics: how many of the op's last outputs are there for its backward op alone, which gets them after the arguments.
+    """
     names = [a.name for a in getattr(torch.ops.qupedkern, name).default._schema.arguments]
     positions = [names.index(argument) for argument in wrt]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*tensors_of(inputs))
+        extra = output[-statistics:] if statistics else ()
+        ctx.mark_non_differentiable(*extra)
+        ctx.save_for_backward(*tensors_of(inputs), *extra)
         # Of each argument: -1 for a tensor, the length of a list of them, or in a tuple the argument itself.
         ctx.layout = [-1 if isinstance(v, Tensor) else len(v) if _is_list(v) else (v,) for v in inputs]
 
-    def backward(ctx: Any, grad: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         inputs: list[Any] = []
         for kept in ctx.layout:
@@ -133,7 +138,7 @@ def differentiable(name: str, wrt: tuple[str, ...]) -> None:
                 inputs.append(kept[0])
             else:
                 inputs.append(next(saved) if kept < 0 else [next(saved) for _ in range(kept)])
-        gradients = getattr(torch.ops.qupedkern, f"{name}_backward")(grad, *inputs)
+        gradients = getattr(torch.ops.qupedkern, f"{name}_backward")(grad, *inputs, *saved)
         if not isinstance(gradients, tuple):
             gradients = (gradients,)
         result: list[Any] = [[None] * len(v) if _is_list(v) else None for v in inputs]

@@ -350,16 +350,55 @@ def init_centers_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ..
     return x, 2 if method == "signed_mean" else min(c.shape[-1], 33), groups, method, weights
 
 
+def _rule_out(draw: DrawFn, rng: np.random.Generator, logits: list[Tensor], limits: Limits) -> None:
+    """Equal examples, and where infinities are allowed classes of probability 0, NaN and examples without a softmax."""
+    kinds = ["same"] if limits.finite else ["same", "masked", "masked alike", "-inf row", "inf", "nan"]
+    for kind in draw(st.lists(st.sampled_from(kinds), max_size=2, unique=True)):
+        student, teacher = (z.reshape(-1, z.shape[-1]) for z in logits)
+        if not student.numel():
+            return
+        row, column = int(rng.integers(student.shape[0])), int(rng.integers(student.shape[1]))
+        if kind == "same":
+            student[row] = teacher[row]
+        elif kind.startswith("masked"):
+            mask = torch.from_numpy(rng.random(student.shape) < 0.3)
+            mask[:, column] = False
+            for z in (
+                (student, teacher) if kind == "masked alike" else (logits[int(rng.integers(2))].view(student.shape),)
+            ):
+                z.masked_fill_(mask, -math.inf)
+        else:
+            z = (student, teacher)[int(rng.integers(2))]
+            z[row, slice(None) if kind == "-inf row" else column] = float(kind.removesuffix(" row"))
+
+
 @st.composite
 def distillation_loss_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
     dtype = draw(st.sampled_from(limits.dtypes))
     batch = draw(st.sampled_from(((3,), (1,), (), (0,), (17,), (2, 3))))
-    classes = draw(st.sampled_from((2, 10, 1, 17, 100) if limits.numel > 300 else (2, 3, 1)))
+    classes = draw(st.sampled_from((2, 10, 1, 17, 64, 100, 129) if limits.numel > 300 else (2, 3, 1)))
+    if limits.lengths is LONG.lengths:
+        batch, classes = (), draw(st.sampled_from(limits.lengths))
     rng = _rng(draw)
-    scales = draw(st.lists(st.sampled_from([1.0, 30.0, 1e-3] + [300.0] * limits.hostile), min_size=2, max_size=2))
-    logits = [torch.from_numpy(np.asarray(rng.normal(size=(*batch, classes)) * s)).to(dtype) for s in scales]
-    temperature = draw(st.sampled_from([1.0, 2.0, 0.5] + [20.0] * limits.hostile))
+    most = torch.finfo(dtype).max / 64
+    scales = st.sampled_from(
+        [1.0, 30.0, 1e-3] + [300.0] * limits.hostile + [most] * (limits.hostile and not limits.finite)
+    )
+    logits = [
+        torch.from_numpy(np.asarray(np.clip(rng.normal(size=(*batch, classes)), -8, 8) * draw(scales))).to(dtype)
+        for _ in range(2)
+    ]
+    if limits.hostile:
+        _rule_out(draw, rng, logits, limits)
+    temperature = draw(st.sampled_from([1.0, 2.0, 0.5] + [20.0, 0.3] * limits.hostile))
     return draw(layouts(logits[0], limits)), draw(layouts(logits[1], limits)), temperature
+
+
+@st.composite
+def distillation_loss_backward_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
+    """The statistics are those of the logits: the op's own forward pass made them."""
+    grad, *args = draw(_with_gradient("distillation_loss", _scalar)(limits))
+    return (grad, *args, OPS["distillation_loss"].reference(*args)[1])
 
 
 @st.composite
@@ -460,7 +499,7 @@ INPUTS: dict[str, Callable[[Limits], SearchStrategy[tuple[Any, ...]]]] = {
     "distance": distance_inputs,
     "distance_backward": _with_gradient("distance", _scalar),
     "distillation_loss": distillation_loss_inputs,
-    "distillation_loss_backward": _with_gradient("distillation_loss", _scalar),
+    "distillation_loss_backward": distillation_loss_backward_inputs,
     "foreach_soft_quantize": foreach_soft_quantize_inputs,
     "foreach_soft_quantize_backward": _with_gradient("foreach_soft_quantize", lambda args: args[0]),
     "hard_quantize": hard_quantize_inputs,
