@@ -98,9 +98,9 @@ void check_argument(const char* op, std::vector<Argument>::const_iterator& argum
 }
 
 template <class T>
-constexpr bool is_tensor_argument = std::is_same_v<T, const qk::TensorView&> ||
-                                    std::is_same_v<T, const std::optional<qk::TensorView>&> ||
-                                    std::is_same_v<T, const std::vector<qk::TensorView>&>;
+constexpr bool is_tensor_argument =
+    std::is_same_v<T, const qk::TensorView&> || std::is_same_v<T, const std::optional<qk::TensorView>&> ||
+    std::is_same_v<T, const std::vector<qk::TensorView>&>;
 
 // Not py::gil_scoped_release: at interpreter exit CPython ends a thread inside PyEval_RestoreThread by unwinding it,
 // which must not happen in a destructor.

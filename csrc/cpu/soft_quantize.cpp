@@ -5,11 +5,11 @@
 #include "../kernels.h"
 #include "rows.h"
 #include "soft_row.h"
+#include "span_list.h"
 
 namespace qk::cpu {
 namespace {
 
-constexpr const char* kOp = "soft_quantize";
 constexpr int64_t kWorkPerMidpoint = 3;
 
 template <Groups kKind, int N>
@@ -57,20 +57,27 @@ void run_span(const SoftRow& row, const T* x, int64_t n, bool streamed, T* out) 
   }
 }
 
-}  // namespace
+struct Item {
+  Rows rows;
+  PerRow steepness;
+  const TensorView* x;
+  const TensorView* out;
 
-void soft_quantize(int threads, View x, View centers, View sharpness, View out) {
-  const Rows rows = rows_of(kOp, x, centers);
-  const PerRow steepness = per_row(kOp, "sharpness", sharpness, rows);
-  check_same_dtype(kOp, "out", out, x);
-  for_float_type(x.dtype, [&](auto type) {
-    using T = decltype(type);
-    for_each_span(threads, spans_of(rows), kWorkPerMidpoint * rows.levels, [&](const Span& span) {
-      const SoftRow row(rows.centers_of(span.row), rows.levels, steepness.of(span.row), Midpoints::kDistinct);
-      const T* from = x.as<T>() + span.begin;
-      T* to = out.as<T>() + span.begin;
+  Item(const char* op, View x_, View centers, View sharpness, View out_)
+      : rows(rows_of(op, x_, centers)), steepness(per_row(op, "sharpness", sharpness, rows)), x(&x_), out(&out_) {
+    check_same_dtype(op, "out", out_, x_);
+  }
+
+  int64_t work() const { return kWorkPerMidpoint * rows.levels; }
+
+  void run(const Span& span) const {
+    const SoftRow row(rows.centers_of(span.row), rows.levels, steepness.of(span.row), Midpoints::kDistinct);
+    for_float_type(x->dtype, [&](auto type) {
+      using T = decltype(type);
+      const T* from = x->as<T>() + span.begin;
+      T* to = out->as<T>() + span.begin;
       const int64_t n = span.end - span.begin;
-      const bool streamed = should_stream(to, x.numel());
+      const bool streamed = should_stream(to, x->numel());
       switch (row.kind) {
         case Groups::kOne:
           run_span<Groups::kOne>(row, from, n, streamed, to);
@@ -86,7 +93,28 @@ void soft_quantize(int threads, View x, View centers, View sharpness, View out) 
         end_stream();
       }
     });
-  });
+  }
+};
+
+}  // namespace
+
+void soft_quantize(int threads, View x, View centers, View sharpness, View out) {
+  const Item item("soft_quantize", x, centers, sharpness, out);
+  for_each_span(threads, spans_of(item.rows), item.work(), [&](const Span& span) { item.run(span); });
+}
+
+void foreach_soft_quantize(int threads, Views x, Views centers, Views sharpness, Views out) {
+  constexpr const char* kOp = "foreach_soft_quantize";
+  check_count(kOp, "centers", centers.size(), x.size());
+  check_count(kOp, "sharpness", sharpness.size(), x.size());
+  check_count(kOp, "out", out.size(), x.size());
+  std::vector<Item> items;
+  SpanList spans;
+  for (size_t i = 0; i < x.size(); ++i) {
+    items.emplace_back(kOp, x[i], centers[i], sharpness[i], out[i]);
+    spans.add(items[i].rows, items[i].work());
+  }
+  spans.for_each(threads, [&](size_t i, const Span& span) { items[i].run(span); });
 }
 
 }  // namespace qk::cpu
