@@ -47,6 +47,12 @@ QK_HD void soft_backward_vectors(const SoftRow& row, const Vec (&g)[N], const Ve
     store(rising, lanes.rising[j]);
     store(bump, lanes.bump[j]);
   });
+  for (int i = 0; i < N; ++i) {
+    if (any(x[i] != clamped[i])) {  // far out S is flat, where h keeps its floor; NaN stays
+      const Vec zero = splat(0.0f);
+      grad_x[i] = select(splat(row.x_max) < x[i], zero, select(x[i] < splat(row.x_min), zero, grad_x[i]));
+    }
+  }
 }
 
 template <Groups kKind, class T, class Out>
