@@ -14,10 +14,11 @@
 // (Hirschberg 1975), so memory does not grow with m.
 //
 // Rounding. Run k's sums are taken about s, a center near its mean, from a base inside the span of its windows: with
-// A = max|x - s| and W the weight of that span they are at most W, A W and A^2 W, rounded once (u each), and their
-// differences off by 3 u W (1, A, A^2). Where 6 u W <= w, first^2 / w is off by (15 + 6 + 2) u A^2 W and the error by
-// 28 u A^2 W; where w is smaller both the true and the computed error lie in [0, 9 u A^2 W]. kEntryError = 33 covers
-// it. The stored sums add relative_error(). A layer multiplies that by 2 levels + 1 (monotone_minima.h) and its
+// A = max|x - s| and W the weight of that span they are at most W, A W and A^2 W. Each is one sum stored with 105 bits,
+// rounded (u), and at most 31 terms (4 u each, added without loss) rounded again: off by 6 u, and differences by
+// d = 13 u W (1, A, A^2). Where 2 d <= w, first^2 / w is off by (5 + 2) d A^2 and two roundings, the error by
+// (8 d + 3 u W) A^2; where w is smaller both the true and the computed error lie in [0, 3 d A^2]. kEntryError = 112
+// covers it. The stored sums add relative_error(). A layer multiplies that by 2 levels + 1 (monotone_minima.h) and its
 // additions by 1 + m / 32. The result's error is so within twice rounding() of the optimum, where rounding() is that of
 // the last, short windows.
 #pragma once
@@ -73,7 +74,7 @@ class ExactKmeans {
   static constexpr int64_t kShort = 16;                    // mean length of a window not worth a round
   static constexpr int kLloyd = 50;
   static constexpr double kUnit = 0x1p-53;
-  static constexpr double kEntryError = 33.0;
+  static constexpr double kEntryError = 112.0;
 
   // A window cut into cells; cell i is [left[i], right[i]].
   struct Cells {
@@ -107,23 +108,33 @@ class ExactKmeans {
   // Lloyd's iteration from these boundaries; keeps the result where it is better. Any ascending boundaries would do.
   void offer(std::vector<int64_t> boundaries) {
     const int64_t count = data_.count();
-    for (int iteration = 0; iteration < kLloyd; ++iteration) {
-      bool moved = false;
-      double left = mean_of(boundaries[0], boundaries[1]);
+    const float* values = data_.values();
+    WeightedValues::Cursor cursor(data_);
+    std::vector<Moments> before;  // each boundary
+    for (int64_t boundary : boundaries) {
+      before.push_back(cursor.at(boundary));
+    }
+    const auto mean = [&before](int k) {
+      const Moments sums = minus(before[k + 1], before[k]);
+      return sums.first.rounded() / sums.weight.rounded();
+    };
+    bool moved = true;
+    for (int iteration = 0; moved && iteration < kLloyd; ++iteration) {
+      moved = false;
+      double left = mean(0);
       for (int k = 1; k < levels_; ++k) {
-        const double right = mean_of(boundaries[k], boundaries[k + 1]);
-        const float* values = data_.values();
+        const double right = mean(k);
         const int64_t above = std::upper_bound(values, values + count, 0.5 * left + 0.5 * right) - values;
         const int64_t boundary = std::clamp(above, boundaries[k - 1] + 1, count - (levels_ - k));
-        moved = moved || boundary != boundaries[k];
-        boundaries[k] = boundary;
+        if (boundary != boundaries[k]) {
+          moved = true;
+          boundaries[k] = boundary;
+          before[k] = cursor.at(boundary);
+        }
         left = right;
       }
-      ascend(boundaries);
-      if (!moved) {
-        break;
-      }
     }
+    ascend(boundaries);
     const double error = error_of(boundaries);
     if (error < best_error_) {
       best_error_ = error;
@@ -154,12 +165,20 @@ class ExactKmeans {
   Positions positions(int64_t count, const Frame& frame, At&& at) const {
     const auto size = static_cast<size_t>(count);
     Positions made{std::vector<double>(size), std::vector<double>(size), std::vector<double>(size)};
-    WeightedValues::Cursor cursor(data_);
+    int64_t here = data_.count() + WeightedValues::kRun;  // far from all
+    CenteredSums sums;
     for (size_t i = 0; i < size; ++i) {
-      const CenteredMoments sums = about(minus(cursor.at(at(i)), frame.base), frame.center);
-      made.weight[i] = sums.weight;
-      made.first[i] = sums.first;
-      made.second[i] = sums.second;
+      const int64_t position = at(i);
+      if (position < here || position / WeightedValues::kRun > here / WeightedValues::kRun) {
+        here = position / WeightedValues::kRun * WeightedValues::kRun;
+        sums = CenteredSums(about(minus(data_.stored(here), frame.base), frame.center));
+      }
+      for (; here < position; ++here) {
+        sums.add(data_.value(here) - frame.center, data_.weight(here));
+      }
+      made.weight[i] = sums.weight.rounded();
+      made.first[i] = sums.first.rounded();
+      made.second[i] = sums.second.rounded();
     }
     return made;
   }
@@ -200,7 +219,7 @@ class ExactKmeans {
     int64_t left = low_[k];
     for (int64_t i = 1; i <= cells; ++i) {
       int64_t right = low_[k] + width / cells * i + width % cells * i / cells;
-      if (i < cells && width / cells >= 4 * WeightedValues::kRun) {
+      if (i < cells && width / cells >= 2 * WeightedValues::kRun) {
         right -= right % WeightedValues::kRun;  // where a sum is stored
       }
       made.left.push_back(left);

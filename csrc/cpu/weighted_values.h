@@ -38,6 +38,27 @@ inline CenteredMoments about(const Moments& sums, double center) {
   return {sums.weight.rounded(), first.rounded(), second.rounded()};
 }
 
+// A few terms more, with their roundings carried along but not into the next sum.
+struct CenteredSums {
+  DoubleDouble weight, first, second;
+
+  CenteredSums() = default;
+  explicit CenteredSums(const CenteredMoments& from) : weight{from.weight}, first{from.first}, second{from.second} {}
+
+  void add(double offset, double mass) {
+    const double pull = mass * offset;
+    carry(weight, mass);
+    carry(first, pull);
+    carry(second, pull * offset);
+  }
+
+ private:
+  static void carry(DoubleDouble& sum, double term) {
+    const DoubleDouble next = two_sum(sum.high, term);
+    sum = {next.high, sum.low + next.low};
+  }
+};
+
 // Squared error of a run from its own mean, never negative; 0 for an empty one.
 QK_HD double squared_error(double weight, double first, double second) {
   const double error = second - first * first / weight;
@@ -46,7 +67,7 @@ QK_HD double squared_error(double weight, double first, double second) {
 
 class WeightedValues {
  public:
-  static constexpr int64_t kRun = 64;  // values between two stored prefixes
+  static constexpr int64_t kRun = 32;  // values between two stored prefixes
 
   WeightedValues(int64_t count, std::unique_ptr<float[]> values, std::unique_ptr<double[]> weights)
       : count_(count), values_(std::move(values)), weights_(std::move(weights)) {
@@ -62,7 +83,11 @@ class WeightedValues {
   double value(int64_t i) const { return static_cast<double>(values_[i]); }
   double weight(int64_t i) const { return weights_[i]; }
 
-  // Sums over the first `position` values. Ascending positions that lie close together cost one step each.
+  // Sums over the first `position` values, a multiple of kRun.
+  const Moments& stored(int64_t position) const { return prefix_[static_cast<size_t>(position / kRun)]; }
+
+  // Sums over the first `position` values, whatever it is. Ascending positions that lie close together cost one step
+  // each.
   class Cursor {
    public:
     explicit Cursor(const WeightedValues& data) : data_(data) {}
