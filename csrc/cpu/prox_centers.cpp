@@ -32,9 +32,9 @@ struct Problem {
   PerRow strengths;
 };
 
-// visit(code, key) for the elements [begin, end) of x.
-template <class T, class Visit>
-void for_each_member(const T* x, const Cells& cells, int64_t begin, int64_t end, Visit&& visit) {
+// body(size, code, key, valid) for the chunks of elements [begin, end) of x.
+template <class T, class Body>
+void for_each_members(const T* x, const Cells& cells, int64_t begin, int64_t end, Body&& body) {
   for_each_chunk(begin, end, [&](auto size, int64_t at, int valid) {
     constexpr int Size = decltype(size)::value;
     alignas(64) float value[Size];
@@ -45,15 +45,13 @@ void for_each_member(const T* x, const Cells& cells, int64_t begin, int64_t end,
     for (int i = 0; i < Size; ++i) {
       key[i] = member_key(value[i]);
     }
-    for (int i = 0; i < valid; ++i) {
-      visit(code[i], key[i]);
-    }
+    body(size, code, key, valid);
   });
 }
 
 // Members of code k have keys from that of the midpoint below it to that of the midpoint above the last center equal to
 // it.
-void start_selections(const Cells& cells, int64_t buckets, std::vector<CellSelection>& selections) {
+void start_selections(const Cells& cells, uint32_t buckets, std::vector<CellSelection>& selections) {
   for (int k = 0; k < cells.levels; ++k) {
     int last = k;
     while (last + 1 < cells.levels && cells.first[last + 1] == cells.first[k]) {
@@ -61,7 +59,7 @@ void start_selections(const Cells& cells, int64_t buckets, std::vector<CellSelec
     }
     const uint32_t low = k == 0 ? 0 : member_key(cells.midpoints[k - 1]);
     const uint32_t high = last + 1 == cells.levels ? kLastKey : member_key(cells.midpoints[last]);
-    selections[static_cast<size_t>(k)].start(low, std::max(low, high), buckets);
+    selections[static_cast<size_t>(k)].start(low, std::max(low, high), member_key(cells.values[k]), buckets);
   }
 }
 
@@ -72,27 +70,91 @@ void in_parts(int threads, int64_t length, int levels, Visit&& visit) {
   parallel_for(threads, length, part, visit);
 }
 
+// The windows of all cells, one array a field: looked up by code they are gathers.
+struct Windows {
+  alignas(64) uint32_t low[kMaxLevels], high[kMaxLevels], shift[kMaxLevels], pivot[kMaxLevels];
+
+  Windows(const Cells& cells, const std::vector<CellSelection>& selections) {
+    for (int k = 0; k < cells.levels; ++k) {
+      set(k, selections[static_cast<size_t>(k)].window());
+      pivot[k] = member_key(cells.values[k]);
+    }
+  }
+
+  KeyWindow of(int32_t code) const { return {low[code], high[code], shift[code]}; }
+
+  void set(int k, const KeyWindow& window) {
+    low[k] = window.low;
+    high[k] = window.high;
+    shift[k] = window.shift;
+  }
+};
+
+// counts[k (buckets + 2) + b]: members of cell k in bucket b, those on its center in the last.
+template <class T>
+void count_members(const T* x, const Cells& cells, const Windows& windows, uint32_t buckets, int64_t begin, int64_t end,
+                   int64_t* counts) {
+  const uint32_t stride = buckets + 2;
+  for_each_members(x, cells, begin, end, [&](auto size, const int32_t* code, const uint32_t* key, int valid) {
+    constexpr int Size = decltype(size)::value;
+    alignas(64) uint32_t slot[Size];
+    for (int i = 0; i < Size; ++i) {
+      const uint32_t bucket = windows.of(code[i]).bucket_of(key[i], buckets);
+      slot[i] = static_cast<uint32_t>(code[i]) * stride + (key[i] == windows.pivot[code[i]] ? buckets + 1 : bucket);
+    }
+    for (int i = 0; i < valid; ++i) {
+      ++counts[slot[i]];
+    }
+  });
+}
+
+// Shows each selection the members in its window, and those below that exceed what it has seen there.
+template <class T>
+void show_members(const T* x, const Cells& cells, const Windows& windows, int64_t begin, int64_t end,
+                  std::vector<CellSelection>& selections) {
+  alignas(64) uint32_t below[kMaxLevels] = {};
+  for_each_members(x, cells, begin, end, [&](auto size, const int32_t* code, const uint32_t* key, int valid) {
+    constexpr int Size = decltype(size)::value;
+    alignas(64) int32_t wanted[Size];
+    for (int i = 0; i < Size; ++i) {
+      const KeyWindow window = windows.of(code[i]);
+      const int32_t higher = key[i] > below[code[i]] ? 1 : 0, inside = key[i] <= window.high ? 1 : 0;
+      const int32_t member = key[i] < window.low ? higher : inside;
+      wanted[i] = key[i] == windows.pivot[code[i]] ? 0 : member;
+    }
+    int count = 0, which[Size];
+    for (int i = 0; i < valid; ++i) {
+      which[count] = i;
+      count += wanted[i];
+    }
+    for (int i = 0; i < count; ++i) {
+      const int32_t k = code[which[i]];
+      CellSelection& selection = selections[static_cast<size_t>(k)];
+      selection.see(key[which[i]]);
+      below[k] = selection.below();
+    }
+  });
+}
+
 template <class T>
 void l1_exact_of_row(int threads, const Problem<T>& problem, int64_t row, float* out) {
   const int levels = problem.rows.levels;
   const int64_t length = problem.rows.length;
   const T* x = problem.x + row * length;
   const Cells cells(problem.rows.centers_of(row), levels);
-  int64_t buckets = 16;
-  while (2 * buckets * levels <= std::min(kCounters, length)) {
+  uint32_t buckets = 16;
+  while (int64_t{2} * buckets * levels <= std::min(kCounters, length)) {
     buckets *= 2;
   }
   std::vector<CellSelection> selections(static_cast<size_t>(levels));
   start_selections(cells, buckets, selections);
-
-  const int64_t stride = buckets + 1;
+  Windows windows(cells, selections);
+  const int64_t stride = buckets + 2;
   std::vector<int64_t> counts(static_cast<size_t>(stride * levels));
   std::mutex merging;  // of integers, and of lists whose order does not matter
   in_parts(threads, length, levels, [&](int64_t first, int64_t last) {
     std::vector<int64_t> own(counts.size());
-    for_each_member(x, cells, first, last, [&](int32_t code, uint32_t key) {
-      ++own[static_cast<size_t>(code * stride + selections[static_cast<size_t>(code)].bucket_of(key))];
-    });
+    count_members(x, cells, windows, buckets, first, last, own.data());
     const std::lock_guard<std::mutex> lock(merging);
     for (size_t i = 0; i < counts.size(); ++i) {
       counts[i] += own[i];
@@ -100,13 +162,14 @@ void l1_exact_of_row(int threads, const Problem<T>& problem, int64_t row, float*
   });
   const float strength = problem.strengths.of(row);
   for (int k = 0; k < levels; ++k) {
-    selections[static_cast<size_t>(k)].narrow(counts.data() + k * stride, problem.mu[row * levels + k], strength);
+    CellSelection& selection = selections[static_cast<size_t>(k)];
+    selection.narrow(counts.data() + k * stride, problem.mu[row * levels + k], strength);
+    windows.set(k, selection.crossing());
   }
   const std::vector<CellSelection> narrowed = selections;
   in_parts(threads, length, levels, [&](int64_t first, int64_t last) {
     std::vector<CellSelection> own = narrowed;
-    for_each_member(x, cells, first, last,
-                    [&](int32_t code, uint32_t key) { own[static_cast<size_t>(code)].see(key); });
+    show_members(x, cells, windows, first, last, own);
     const std::lock_guard<std::mutex> lock(merging);
     for (size_t k = 0; k < own.size(); ++k) {
       selections[k].add(own[k]);
