@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ class Row:
 
     name, m, dtype, variant: the case, title: name as tables show it.  bytes: what must be read and written at least.
     time_us_p20_p50_p80: of every candidate, by name.  machine: what it ran on.
+    quality: of candidates that differ in more than time, what the case's table says it is.
     """
 
     bench: str
@@ -30,6 +31,7 @@ class Row:
     time_us_p20_p50_p80: dict[str, list[float]]
     machine: dict[str, Any]
     run: int = 0
+    quality: dict[str, float] = field(default_factory=dict)
 
     @property
     def case(self) -> tuple[str, str, str, int]:
