@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -16,7 +15,7 @@ from qupedkern.ops import OPS
 from . import machine
 from .native import available, native_call
 from .records import Case, Row
-from .tables import Column, Table, duration
+from .tables import Column, Table
 from .targets import Target
 from .timing import interleaved
 
@@ -120,21 +119,6 @@ def rows(names: Sequence[str], levels: Sequence[int], *, rounds: int, threads: i
     return [measure(name, m, threads=threads or 1, rounds=rounds) for name in names for m in levels]
 
 
-class _Within(Column):
-    """A time with a target in microseconds."""
-
-    def cell(self, case: Case) -> str:
-        value, target = self.value(case), self.target(case)
-        if value is None or target is None:
-            return super().cell(case)
-        text = duration(value)
-        return (
-            f"{text} (≤ {duration(target.bound)})"
-            if target.met(value)
-            else f"**{text}** (≤ {duration(target.bound)}, missed)"
-        )
-
-
 class _Excess(Column):
     """By how much the squared error is above the optimum's, in percent."""
 
@@ -142,9 +126,8 @@ class _Excess(Column):
         found = [row.quality[self.candidate] for row in case.rows if self.candidate in row.quality]
         return statistics.median(found) if found else None
 
-    def cell(self, case: Case) -> str:
-        value: Any = self.value(case)
-        return "-" if value is None else f"{max(100 * (value - 1), 0.0):.2g} %"
+    def _text(self, value: float) -> str:
+        return f"{max(100 * (value - 1), 0.0):.2g} %"
 
 
 _DEADLINES = {
@@ -159,7 +142,7 @@ TABLES = [
         "in numpy; sklearn: KMeans from one k-means++ start, from ten, and from one on 100,000 of the weights. excess: squared "
         "error above the optimum's. A dash: not run, for time. torch.sort is for scale. In brackets the target.",
         [
-            _Within("native", "native", targets=_DEADLINES),
+            Column("native", "native", targets=_DEADLINES),
             Column("op", "op"),
             Column("torch.sort", "torch.sort"),
             Column("eager / op", "eager", "op"),
