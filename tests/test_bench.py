@@ -139,14 +139,15 @@ def test_rivals_compute_what_the_formula_says(m: int, n: int, p: float, seed: in
 def test_a_wrong_soft_result_gets_no_time(part: int) -> None:
     case = workloads.tensors(workloads.Workload("tiny", ((3, 4), (5,)), 1), 4)
     right = soft._op(case)()
-    soft.check("op", right, case)
+    true = soft.truth(case)
+    soft.check("op", right, true, case)
     wrong = [list(result) for result in right]
     wrong[1][part] = wrong[1][part] * 1.01 + 0.01
     with pytest.raises(RuntimeError, match=f"op: {('S', 'grad_x', 'grad_c')[part]} of tensor 1 is off by"):
-        soft.check("op", wrong, case)  # type: ignore[arg-type]
+        soft.check("op", wrong, true, case)  # type: ignore[arg-type]
     wrong[1][part] = torch.full_like(right[1][part], torch.nan)
     with pytest.raises(RuntimeError, match="off by nan"):
-        soft.check("op", wrong, case)  # type: ignore[arg-type]
+        soft.check("op", wrong, true, case)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
