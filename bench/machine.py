@@ -48,7 +48,7 @@ def commit() -> str:
 
 
 def description() -> dict[str, Any]:
-    """Processor, torch, threads, native build, malloc and commit: the fields every record carries."""
+    """Processor, torch, threads, native build, load (1-minute average), malloc and commit: what every record carries."""
     return {
         "machine": _processor(),
         "cores": os.cpu_count(),
@@ -56,6 +56,7 @@ def description() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "native": qk.backends().descriptions["cpp"],
+        "load": round(os.getloadavg()[0], 1),
         "malloc": "tuned" if is_tuned() else "default",
         "commit": commit(),
     }
