@@ -85,7 +85,7 @@ class Table:
         lines = [
             f"### {self.title}",
             "",
-            f"{sentence(rows[0].machine)} {_runs(found)}",
+            f"{sentence(rows[0].machine)} {_runs(found)}{_load(rows)}",
             f"{self.note} {_levels(found)}",
             "",
         ]
@@ -109,6 +109,12 @@ def _runs(found: Sequence[Case]) -> str:
     if fewest == 1:
         return "One process: indicative only."
     return f"Medians of {fewest} separate processes, in each of them interleaved samples."
+
+
+def _load(rows: Sequence[Row]) -> str:
+    """A warning where more ran than the machine has cores, with or without us: then not even ratios can be believed."""
+    loads, cores = [float(row.machine.get("load", 0)) for row in rows], int(rows[0].machine["cores"])
+    return f" **On a busy machine, load average up to {max(loads)}.**" if max(loads) > cores + 0.5 else ""
 
 
 def _levels(found: Sequence[Case]) -> str:

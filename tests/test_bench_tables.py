@@ -124,6 +124,13 @@ def test_a_share_is_shown_in_percent_and_what_took_no_time_as_a_dash() -> None:
         assert "| network | over | none |" in text
 
 
+def test_a_busy_machine_is_named() -> None:
+    one = row(native=1.0, limit_a=1.0)
+    quiet, busy = (replace(one, machine={**one.machine, "cores": 2, "load": load}) for load in (2.4, 4.7))
+    assert "busy" not in _table().render([quiet])
+    assert "**On a busy machine, load average up to 4.7.**" in _table().render([quiet, replace(busy, run=1)])
+
+
 def test_a_time_can_have_a_target_too() -> None:
     key = ("1M, 1 thread", "float32", "", 2)
     table = Table("k-means", "note", [Column("native", "native", targets={key: at_most(3e6)[0]})])
