@@ -23,6 +23,7 @@ TIMINGS = {  # command: what it times; the module of that name has rows(), TABLE
     "soft": "soft_quantize forward and backward",
     "step": "quped_step, the weight update in one pass",
     "ops": "single ops",
+    "distill": "distillation_loss forward and backward; --tensors are numbers of examples, --m of classes",
     "kmeans": "exact k-means in one dimension, in time and error",
 }
 RESNET20 = "train_resnet20"

@@ -65,13 +65,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, what the columns mean, and the columns after those that name the case, whose heads are tensors and variant."""
+    """A title, what the columns mean, and the columns after those that name the case, whose heads are tensors and variant.
+
+    level: what a row's m counts, where it is not centers.
+    """
 
     title: str
     note: str
     columns: Sequence[Column]
     tensors: str = "tensors"
     variant: str = "variant"
+    level: str = "m"
 
     def render(self, rows: Sequence[Row]) -> str:
         """The table, where it was measured, and how many targets are met. Rows we lose stay."""
@@ -86,7 +90,7 @@ class Table:
             f"### {self.title}",
             "",
             f"{sentence(rows[0].machine)} {_runs(found)}{_load(rows)}",
-            f"{self.note} {_levels(found)}",
+            f"{self.note} {_levels(self.level, found)}",
             "",
         ]
         lines.append("| " + " | ".join([*(heads[k] for k in kept), *(column.title for column in self.columns)]) + " |")
@@ -117,10 +121,10 @@ def _load(rows: Sequence[Row]) -> str:
     return f" **On a busy machine, load average up to {max(loads)}.**" if max(loads) > cores + 0.5 else ""
 
 
-def _levels(found: Sequence[Case]) -> str:
+def _levels(level: str, found: Sequence[Case]) -> str:
     """What the numbers between the slashes belong to."""
     levels = list(dict.fromkeys(case.first.m for case in found))
-    return f"m = {' / '.join(map(str, levels))}{', in this order in each cell' if len(levels) > 1 else ''}."
+    return f"{level} = {' / '.join(map(str, levels))}{', in this order in each cell' if len(levels) > 1 else ''}."
 
 
 def number(value: float) -> str:

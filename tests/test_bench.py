@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import cases, digits, native, ops, rivals, soft, step, streams, timing, workloads
+from bench import cases, digits, distill, native, ops, rivals, soft, step, streams, timing, workloads
 from bench.records import Case
 from bench.timing import interleaved
 from qupedkern.ops import OPS
@@ -223,3 +223,12 @@ def test_a_wrong_step_gets_no_time(part: str, sentence: str) -> None:
         got[3] = 1.001 * got[3]
     with pytest.raises(RuntimeError, match=f"op: {sentence}"):
         step.check("op", got, other.kept("SGD"), expected, right.kept("SGD"))  # type: ignore[arg-type]
+
+
+def test_a_wrong_distillation_loss_gets_no_time_and_a_right_one_its_rivals() -> None:
+    row = distill.measure(4, 10, "float32", threads=1, rounds=2, compiled=False)
+    assert {"op", "eager", "composition"} <= set(row.time_us_p20_p50_p80)
+    student, teacher = torch.randn(4, 10), torch.randn(4, 10)
+    loss, *gradients = distill._by_autograd(distill.composition, student, teacher)()
+    with pytest.raises(RuntimeError, match=r"^it: the teacher's gradient is off by "):
+        distill.check("it", (loss, gradients[0], 1.01 * gradients[1]), student, teacher)
