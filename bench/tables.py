@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -89,7 +90,7 @@ class Table:
         lines = [
             f"### {self.title}",
             "",
-            f"{sentence(rows[0].machine)} {_runs(found)}{_load(rows)}",
+            f"{sentence(rows[0].machine)} {_runs(found, self.columns[0].candidate)}{_load(rows)}",
             f"{self.note} {_levels(self.level, found)}",
             "",
         ]
@@ -108,11 +109,14 @@ class Table:
         return f"{sum(met)} of {len(met)} targets met (the median within {100 * SLACK:.0f} % of it); those missed are bold."
 
 
-def _runs(found: Sequence[Case]) -> str:
+def _runs(found: Sequence[Case], candidate: str) -> str:
     fewest = min(len(case.rows) for case in found)
-    if fewest == 1:
-        return "One process: indicative only."
-    return f"Medians of {fewest} separate processes, in each of them interleaved samples."
+    times = [row.time_us_p20_p50_p80.get(candidate) for case in found for row in case.rows]
+    spread = statistics.median([(one[2] - one[0]) / one[1] for one in times if one and one[1]] or [0.0])
+    said = f"{fewest} separate processes" if fewest > 1 else "one process, indicative only"
+    return (
+        f"Medians of {said}; samples interleaved, {candidate} spreads {100 * spread:.0f} % (20th to 80th percentile)."
+    )
 
 
 def _load(rows: Sequence[Row]) -> str:

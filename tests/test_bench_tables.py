@@ -83,7 +83,7 @@ def test_a_line_shows_the_ratios_of_every_m_with_their_targets_and_in_bold_what_
     text = _table().render(rows)
     assert "| 1M, 1 thread | 160 µs / 250 µs | 1.60 / **5.00** (≤ 1.5 / 3) | **5.00** / 20.0 (≥ 10) | - |" in text
     assert text.endswith("2 of 4 targets met (the median within 10 % of it); those missed are bold.")
-    assert "One process: indicative only." in text
+    assert "Medians of one process, indicative only; samples interleaved, native spreads 20 %" in text
     assert "What the columns are. m = 2 / 4, in this order in each cell." in text
 
 
