@@ -22,6 +22,7 @@ from ._evaluation import (
     stand_in,
     without_statistics,
 )
+from ._fused import Statistics, can_fuse, fused_center_step, fused_update
 from .schedules import Schedule, check_schedule, freeze_step, value_at
 
 Closure = Callable[[], Tensor]
@@ -38,6 +39,7 @@ class Codebook:
     group: dict[str, Any]  # the inner optimizer's group that holds the weight
     layers: list[QuantizedLayer] = field(default_factory=list)  # all that multiply with this weight
     codes: Tensor | None = None  # uint8, set at the freeze
+    statistics: Statistics | None = None  # of the latest step's weights, where quped_step made it
 
     @property
     def weight(self) -> Tensor:
@@ -220,20 +222,46 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         relaxed: what the quantized evaluation has left to be chained to x and c.
         center_gradients: whether those of the centers belong to this step and can void it.
         """
+        for book in self.codebooks:
+            book.statistics = None
+        if scaler is None and can_fuse(self.inner):
+            fused_update(self.inner, self.codebooks, relaxed, strengths, norm)
+        rest = [book for book in self.codebooks if book.statistics is None]
         if relaxed is not None:
-            chain_gradients(self.codebooks, relaxed)
-        if not self._inner_step(scaler, center_gradients=center_gradients):
-            return False
+            chain_gradients(self.codebooks, relaxed, rest)
+        kept = [(book.weight, book.weight.grad) for book in self.codebooks if book.statistics is not None]
+        for weight, _ in kept:
+            weight.grad = None  # the inner optimizer steps what has not been stepped
+        try:
+            if not self._inner_step(scaler, center_gradients=center_gradients):
+                return False
+        finally:
+            for weight, gradient in kept:
+                weight.grad = gradient
         with torch.no_grad():
             for book, strength in zip(self.codebooks, strengths or (), strict=False):
-                if book.weight.requires_grad:
+                if book.weight.requires_grad and book.statistics is None:
                     book.weight.copy_(prox_weights(book.weight, book.centers, strength, norm))
         return True
 
     def _update_centers(self, strengths: Strengths | None, norm: str, method: str | None) -> None:
         """c <- prox_{strength R(x, .)}(c - eta_2 h), the cells of the old centers; method None takes no prox, only sorts."""
+        together: list[int] = []
         for i, book in enumerate(self.codebooks):
-            self._move_centers(book, 0.0 if strengths is None else strengths[i], norm, method)
+            if not book.centers.requires_grad:
+                continue
+            if book.statistics is not None and (method != "exact" or norm == "l2"):
+                together.append(i)
+            else:  # the exact l1 prox selects among the weights
+                self._move_centers(book, 0.0 if strengths is None else strengths[i], norm, method)
+        fused_center_step(
+            [self.codebooks[i] for i in together],
+            [self._center_rate(self.codebooks[i]) for i in together],
+            None if strengths is None else [strengths[i] for i in together],
+            norm,
+            method if method in (None, "authors") else "counted",
+            value_at(self.center_clip, self.steps_done),
+        )
 
     def _inner_step(self, scaler: Any, *, center_gradients: bool = True) -> bool:
         """The inner optimizer's step, at the fine-tuning rate once frozen; False where an overflow made it void."""
@@ -301,8 +329,6 @@ class QuantizedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _move_centers(self, book: Codebook, strength: Tensor | float, norm: str, method: str | None) -> None:
-        if not book.centers.requires_grad:
-            return
         old = book.centers.detach().clone()
         moved = old - self._center_rate(book) * self._clipped(book.centers.grad, old)
         if method is not None:

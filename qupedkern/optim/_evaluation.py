@@ -77,9 +77,14 @@ def stand_in(codebooks: list[Codebook], relaxed: Relaxed) -> None:
 
 
 @torch.no_grad()
-def chain_gradients(codebooks: list[Codebook], relaxed: Relaxed, *, to_weights: bool = True) -> None:
-    """What autograd would have done: dL/dS or dL/dQ to x (added to x.grad) and to the centers (their .grad)."""
-    used = [(i, book) for i, book in enumerate(codebooks) if relaxed.weights[i].grad is not None]
+def chain_gradients(
+    codebooks: list[Codebook], relaxed: Relaxed, wanted: list[Codebook], *, to_weights: bool = True
+) -> None:
+    """What autograd would have done for the wanted codebooks: dL/dS or dL/dQ to x (added to x.grad) and to c (its .grad)."""
+    chosen = {id(book) for book in wanted}
+    used = [(i, book) for i, book in enumerate(codebooks) if id(book) in chosen and relaxed.weights[i].grad is not None]
+    if not used:
+        return
     gradients = [relaxed.weights[i].grad for i, _ in used]
     xs, centers = [book.weight for _, book in used], [book.centers for _, book in used]
     if relaxed.mode == "soft":

@@ -128,7 +128,7 @@ class QuPeD(QuantizedOptimizer):
             self._clear()
             _, relaxed = self._evaluate(closure, scaler, "soft", statistics=True, **self._soft())
             if relaxed is not None:
-                chain_gradients(self.codebooks, relaxed, to_weights=False)
+                chain_gradients(self.codebooks, relaxed, self.codebooks, to_weights=False)
             if not self._unscale_centers(scaler):
                 return loss
         self._update_centers(self._strengths(self._center_rate), self.norm, self.center_prox)

@@ -149,7 +149,9 @@ def test_a_step_in_which_centers_cross_is_algorithm_1_and_leaves_sorted_rows(
 @pytest.mark.parametrize("inner", list(INNER))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_inner_optimizer_makes_the_step_inside_the_prox(variant: str, inner: str) -> None:
-    model = network(levels=3)
+    # In float32 torch's square root, and so its Adam, is off by an ulp in a fifth of the cases; in float64 it is not.
+    dtype = torch.float64 if inner.startswith("adam") else torch.float32
+    model = network(levels=3, dtype=dtype)
     by_hand = ByHand(model, INNER[inner])
     options: dict[str, Any] = {
         "lam": lambda k: 0.1 * (k + 1),
@@ -158,7 +160,7 @@ def test_any_inner_optimizer_makes_the_step_inside_the_prox(variant: str, inner:
     }
     optimizer = qk.QuPeD(model, INNER[inner](parameters_in_order(model)), variant, total_steps=10, **options)
     for step in range(4):
-        data = batch(step)
+        data = batch(step, dtype=dtype)
         lam, eta_2, P = (options[name](step) for name in ("lam", "eta_2", "P"))
         by_hand.step(data, variant, "l1", "counted", [lam, lam], [eta_2, eta_2], [P, P])
         optimizer.step(lambda data=data: F.cross_entropy(model(data[0]), data[1]))
