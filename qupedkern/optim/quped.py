@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._base import Closure, Codebook, QuantizedOptimizer, Strengths
+from ._base import Closure, Codebook, QuantizedOptimizer
 from ._evaluation import Relaxed, chain_gradients
 from .schedules import Schedule, check_schedule, linear_share, value_at
 
@@ -107,10 +106,6 @@ class QuPeD(QuantizedOptimizer):
             return {"P": value_at(self.P, self.steps_done)}
         return {"sharpness": value_at(self.sharpness, self.steps_done)}
 
-    def _strengths(self, rates: Callable[[Codebook], float]) -> Strengths:
-        """eta lambda of every codebook, eta_1 for the weights or eta_2 for the centers."""
-        return [rates(book) * self._lambda(book) for book in self.codebooks]
-
     def _train_step(self, closure: Closure, scaler: Any) -> Tensor:
         self._clear()
         loss, _ = self._evaluate(closure, scaler, "float", statistics=False)
@@ -121,7 +116,8 @@ class QuPeD(QuantizedOptimizer):
                 closure, scaler, "soft", statistics=self.variant == "simultaneous", **self._soft()
             )
         again = self.variant == "alternating"  # the centers' gradient comes from an evaluation at the new weights
-        strengths = self._strengths(lambda book: book.rate)
+        lambdas = [self._lambda(book) for book in self.codebooks]
+        strengths = [book.rate * lam for book, lam in zip(self.codebooks, lambdas, strict=True)]
         if not self._update_weights(relaxed, scaler, strengths, self.norm, center_gradients=not again):
             return loss
         if again:
@@ -131,7 +127,8 @@ class QuPeD(QuantizedOptimizer):
                 chain_gradients(self.codebooks, relaxed, self.codebooks, to_weights=False)
             if not self._unscale_centers(scaler):
                 return loss
-        self._update_centers(self._strengths(self._center_rate), self.norm, self.center_prox)
+        strengths = [self._center_rate(book) * lam for book, lam in zip(self.codebooks, lambdas, strict=True)]
+        self._update_centers(strengths, self.norm, self.center_prox)
         return loss
 
     def _hard_evaluation(self, closure: Closure, scaler: Any) -> Relaxed | None:
