@@ -186,9 +186,19 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
          {{"centers", f32}, {"x", any}, {"strength", f32}, {"at", f32}, {"out", f32}});
   kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});
   kernel(module, "quped_step", &cpu::quped_step,
-         {{"x", f32},         {"grad", f32},      {"quantized_grad", f32}, {"first", f32}, {"second", f32},
-          {"centers", f32},   {"sharpness", f32}, {"strength", f32},       {"center_grad", f32},
-          {"counts", i64},    {"sums", f32},      {"distance", f32},       {"codes", u8}});
+         {{"x", f32},
+          {"grad", f32},
+          {"quantized_grad", f32},
+          {"first", f32},
+          {"second", f32},
+          {"centers", f32},
+          {"sharpness", f32},
+          {"strength", f32},
+          {"center_grad", f32},
+          {"counts", i64},
+          {"sums", f32},
+          {"distance", f32},
+          {"codes", u8}});
   kernel(module, "soft_quantize", &cpu::soft_quantize,
          {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
   kernel(module, "soft_quantize_backward", &cpu::soft_quantize_backward,

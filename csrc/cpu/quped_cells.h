@@ -18,7 +18,8 @@ constexpr int bits_for(int levels) {
   return bits;
 }
 
-// A binary search over 2^kBits - 1 midpoints, padded with infinities, which nothing is above. In step l, of 2^(kBits - 1
+// A binary search over 2^kBits - 1 midpoints, padded with infinities, which nothing is above. In step l, of 2^(kBits -
+// 1
 // - l) midpoints, level[l] holds at index p what an element that has passed p midpoints is compared with next.
 template <int kBits>
 struct CellTable {

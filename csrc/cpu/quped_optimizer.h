@@ -66,9 +66,8 @@ class Optimizer {
     if (adaptive_) {
       run_adam(x, g, first, second, n, moved);
     } else if (!momentum_) {
-      with_flag(decay_ != math::Decay::kNone, [&](auto decay) {
-        run_sgd<decay.value, math::Momentum::kNone, false>(x, g, nullptr, n, moved);
-      });
+      with_flag(decay_ != math::Decay::kNone,
+                [&](auto decay) { run_sgd<decay.value, math::Momentum::kNone, false>(x, g, nullptr, n, moved); });
     } else {
       with_flag(decay_ != math::Decay::kNone, [&](auto decay) {
         with_flag(nesterov_, [&](auto nesterov) {

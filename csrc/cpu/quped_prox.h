@@ -17,8 +17,8 @@
 
 namespace qk::cpu {
 
-constexpr int kPart = 1024;         // elements whose moved weights wait in L1
-constexpr int kMaxCellBits = 4;     // 16 centers: one register of each table
+constexpr int kPart = 1024;      // elements whose moved weights wait in L1
+constexpr int kMaxCellBits = 4;  // 16 centers: one register of each table
 constexpr int kPartVectors = kPart / kVec;
 
 struct Prox {

@@ -1,7 +1,7 @@
-// quped_step: gradients, optimizer, prox, codes and statistics of many tensors in one pass. Every span of every tensor is
-// one task; within it a block's gradient is chained in L1, and runs of kPart elements go through the optimizer and the
-// prox. Reads weights, gradients and state once and writes weights and state once, which bounds it from 16M elements on;
-// in cache the prox does (quped_prox.h).
+// quped_step: gradients, optimizer, prox, codes and statistics of many tensors in one pass. Every span of every tensor
+// is one task; within it a block's gradient is chained in L1, and runs of kPart elements go through the optimizer and
+// the prox. Reads weights, gradients and state once and writes weights and state once, which bounds it from 16M
+// elements on; in cache the prox does (quped_prox.h).
 
 #include <optional>
 
@@ -304,8 +304,9 @@ void quped_step(int threads, Views x, Views grad, Views quantized_grad, Views fi
                 bool nesterov, int64_t step_number, bool clamp, bool wants_codes, int64_t pack_bits, Views center_grad,
                 Views counts, Views sums, View distance, Views codes) {
   QK_CHECK(norm == "l1" || norm == "l2", text(kOp, ": norm must be 'l1' or 'l2'"), "'" + norm + "'");
-  const Step step{chain_of(chain), Optimizer(kOp, optimizer, lr, weight_decay, beta1, beta2, eps, nesterov, step_number),
-                  norm == "l1", clamp, wants_codes ? static_cast<int>(pack_bits) : 0};
+  const Step step{chain_of(chain),
+                  Optimizer(kOp, optimizer, lr, weight_decay, beta1, beta2, eps, nesterov, step_number), norm == "l1",
+                  clamp, wants_codes ? static_cast<int>(pack_bits) : 0};
   const size_t count = x.size();
   const bool through = step.chain == Chain::kSoft || step.chain == Chain::kStraightThrough;
   check_list("grad", grad, count, !(through && grad.empty()));
