@@ -40,18 +40,19 @@ struct CellTable {
   }
 };
 
-// In registers for the length of a loop.
+// In registers for the length of a loop. A Cell says how many midpoints an element is above; NaN is above none.
 template <int kBits>
 class CellSearch {
  public:
+  using Cell = Ints;
+
   explicit CellSearch(const CellTable<kBits>& table) : top_(splat(table.level[0][0])), center_(table.center) {
     for (int l = 1; l < kBits; ++l) {
       level_[l] = Lookup(table.level[l]);
     }
   }
 
-  // How many midpoints each element is above; NaN is above none.
-  QK_HD Ints find(Vec value) const {
+  QK_HD Cell find(Vec value) const {
     Ints passed = keep(value > top_, splat(int32_t{1 << (kBits - 1)}));
     for (int l = 1; l < kBits; ++l) {
       const Mask above = value > lookup<kBits>(level_[l], passed);
@@ -60,12 +61,34 @@ class CellSearch {
     return passed;
   }
 
-  QK_HD Vec center(Ints passed) const { return lookup<kBits>(center_, passed); }
+  QK_HD Vec center(Cell cell) const { return lookup<kBits>(center_, cell); }
+  QK_HD Ints index(Cell cell) const { return cell; }
+  QK_HD Ints shifted(Ints word, Cell cell) const { return shift_left(word, cell); }
+  QK_HD Cell first_unless(Mask where, Cell cell) const { return keep(where, cell); }
 
  private:
   Vec top_;
   Lookup level_[kBits];
   Lookup center_;
+};
+
+// Of two centers the cell is a mask, and no table is needed.
+template <>
+class CellSearch<1> {
+ public:
+  using Cell = Mask;
+
+  explicit CellSearch(const CellTable<1>& table)
+      : top_(splat(table.level[0][0])), low_(splat(table.center[0])), high_(splat(table.center[1])) {}
+
+  QK_HD Cell find(Vec value) const { return value > top_; }
+  QK_HD Vec center(Cell cell) const { return select(cell, high_, low_); }
+  QK_HD Ints index(Cell cell) const { return keep(cell, splat(int32_t{1})); }
+  QK_HD Ints shifted(Ints word, Cell cell) const { return add_where(cell, word, word); }
+  QK_HD Cell first_unless(Mask where, Cell cell) const { return where & cell; }
+
+ private:
+  Vec top_, low_, high_;
 };
 
 }  // namespace qk::cpu

@@ -9,29 +9,47 @@
 
 namespace qk::cpu {
 
-constexpr int kWordGroup = 16;  // vectors of words an addition takes: a multiple of this
+// Adds two words to a plane and gives what is carried into the next.
+QK_HD Ints carry_save(Ints& plane, Ints a, Ints b) {
+  const Ints kept = plane;
+  plane = odd(kept, a, b);
+  return majority(kept, a, b);
+}
 
 class PositionalCounts {
  public:
-  static constexpr int64_t kCapacity = int64_t{1} << 19;  // vectors between two flushes
+  static constexpr int64_t kCapacity = int64_t{1} << 19;  // words a lane between two flushes
+  static constexpr int kLow = 3;                          // planes a caller holds in registers while it adds
 
   PositionalCounts() { clear(); }
 
   bool full() const { return added_ >= kCapacity; }
 
-  // words [vectors][16], at most 64 vectors in whole groups.
-  void add(const int32_t* words, int vectors) {
-    added_ += vectors;
-    if (vectors == 1 << kTall) {
-      ripple<kTall>(carry_of<kTall>(words));
-      return;
+  Ints low(int plane) const { return plane_[plane]; }
+
+  // Puts back the lowest kHeld planes after `words` words a lane, and takes eight carries out of them.
+  template <int kHeld>
+  void add(const Ints (&held)[kHeld], const Ints (&carries)[8], int64_t words) {
+    added_ += words;
+    for (int p = 0; p < kHeld; ++p) {
+      plane_[p] = held[p];
     }
-    for (int i = 0; i < vectors; i += kWordGroup) {
-      ripple<kShort>(carry_of<kShort>(words + i * kVec));
+    Ints twos[4], fours[2];
+    for (int i = 0; i < 4; ++i) {
+      twos[i] = carry_save(plane_[kHeld], carries[2 * i], carries[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; ++i) {
+      fours[i] = carry_save(plane_[kHeld + 1], twos[2 * i], twos[2 * i + 1]);
+    }
+    Ints carried = carry_save(plane_[kHeld + 2], fours[0], fours[1]);
+    for (int p = kHeld + 3; p < kPlanes; ++p) {
+      const Ints kept = plane_[p];
+      plane_[p] = kept ^ carried;
+      carried = kept & carried;
     }
   }
 
-  // Adds the count of bit b to counts[b] and starts again.
+  // Adds the count of bit b, for the bits of `wanted`, to counts[b] and starts again.
   void flush(int64_t* counts, uint32_t wanted) {
     int planes = 0;
     while (added_ >> planes) {
@@ -48,52 +66,12 @@ class PositionalCounts {
   }
 
  private:
-  static constexpr int kShort = 4;
-  static constexpr int kTall = 6;
   static constexpr int kPlanes = 21;
 
   void clear() {
     added_ = 0;
     for (Ints& plane : plane_) {
       plane = splat(int32_t{0});
-    }
-  }
-
-  // Takes 2^kLevel words into the planes below and gives what is carried out of them.
-  template <int kLevel, int kHeld>
-  static QK_HD Ints carry(const int32_t* words, Ints (&plane)[kHeld]) {
-    Ints a, b;
-    if constexpr (kLevel == 1) {
-      a = load(words);
-      b = load(words + kVec);
-    } else {
-      a = carry<kLevel - 1>(words, plane);
-      b = carry<kLevel - 1>(words + (kVec << (kLevel - 1)), plane);
-    }
-    const Ints kept = plane[kLevel - 1];
-    plane[kLevel - 1] = odd(kept, a, b);
-    return majority(kept, a, b);
-  }
-
-  template <int kLevel>
-  Ints carry_of(const int32_t* words) {
-    Ints low[kLevel];  // in registers
-    for (int p = 0; p < kLevel; ++p) {
-      low[p] = plane_[p];
-    }
-    const Ints out = carry<kLevel>(words, low);
-    for (int p = 0; p < kLevel; ++p) {
-      plane_[p] = low[p];
-    }
-    return out;
-  }
-
-  template <int kFrom>
-  void ripple(Ints carried) {
-    for (int p = kFrom; p < kPlanes; ++p) {
-      const Ints kept = plane_[p];
-      plane_[p] = kept ^ carried;
-      carried = kept & carried;
     }
   }
 

@@ -17,9 +17,22 @@
 
 namespace qk::cpu {
 
-constexpr int kPart = 1024;      // elements whose moved weights wait in L1
-constexpr int kMaxCellBits = 4;  // 16 centers: one register of each table
-constexpr int kPartVectors = kPart / kVec;
+constexpr int kPart = 1024;       // elements whose moved weights wait in L1
+constexpr int kMaxCellBits = 4;   // 16 centers: one register of each table
+constexpr int kGroup = 8 * kVec;  // elements whose words are added in registers
+constexpr int kGroups = kPart / kGroup;
+static_assert(kGroups == 8, "PositionalCounts takes eight carries");
+
+#if defined(__GNUC__)
+#define QK_INLINE __attribute__((always_inline))
+#else
+#define QK_INLINE
+#endif
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#define QK_UNROLL _Pragma("GCC unroll 4")  // the planes stay in registers
+#else
+#define QK_UNROLL
+#endif
 
 struct Prox {
   bool l1;
@@ -54,7 +67,17 @@ struct Part {
   alignas(64) float moved[kPart];
   alignas(64) int32_t cell[kPart];  // midpoints passed: of equal centers not yet the first
   alignas(64) float gap[kPart];     // x - c
+  // Fetched while this run is in the prox, which reads nothing from memory; repeated where there are fewer streams.
+  const float* next[4];
 };
+
+QK_HD void fetch(const float* from) {
+#if defined(__GNUC__)
+  __builtin_prefetch(from);
+#else
+  (void)from;
+#endif
+}
 
 template <bool kL1>
 QK_HD Vec prox(Vec y, Vec q, Vec strength) {
@@ -82,10 +105,10 @@ class NarrowRow {
     const CellSearch<kBits> search(table_);
     int i = 0;
     for (; i + kVec <= n; i += kVec) {
-      store(search.find(load(x + i)), cell + i);
+      store(search.index(search.find(load(x + i))), cell + i);
     }
     if (i < n) {
-      store(search.find(load_some(x + i, n - i)), cell + i);
+      store(search.index(search.find(load_some(x + i, n - i))), cell + i);
     }
   }
 
@@ -126,16 +149,50 @@ class NarrowRow {
   // words of their own, two vectors a word.
   static constexpr int kField = kBits <= 3 ? 8 : 16;
 
+  // Of one vector: its cells and sides as bits, and where that is all a word holds its cells alone.
+  struct Words {
+    Ints side, member;
+  };
+
+  // The planes of both counters in registers, and the words of eight vectors into them.
+  struct Planes {
+    Ints side[PositionalCounts::kLow];
+    Ints member[PositionalCounts::kLow - 1];
+
+    // vector(i) gives the words of vector i; adds the carries of the group.
+    template <class Vector>
+    QK_HD void add(Vector&& vector, Ints& sides, Ints& members) {
+      Ints twos[4], pairs[4];
+      QK_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const Words a = vector(2 * i), b = vector(2 * i + 1);
+        twos[i] = carry_save(side[0], a.side, b.side);
+        if constexpr (kBits > 3) {
+          pairs[i] = a.member | shift_left<kField>(b.member);
+        }
+      }
+      const Ints low = carry_save(side[1], twos[0], twos[1]), high = carry_save(side[1], twos[2], twos[3]);
+      sides = carry_save(side[2], low, high);
+      if constexpr (kBits > 3) {
+        const Ints first = carry_save(member[0], pairs[0], pairs[1]),
+                   second = carry_save(member[0], pairs[2], pairs[3]);
+        members = carry_save(member[1], first, second);
+      }
+    }
+  };
+
   template <bool kL1, bool kAgain, bool kKeep>
   void run_as(Part& part, int n, float* x, float* distance) {
-    alignas(64) int32_t words[kPart];
-    alignas(64) int32_t members[kBits <= 3 ? kVec : kPart];
     const CellSearch<kBits> search(table_);
-    const Vec strength = splat(how_.strength);
+    const Vec strength = splat(how_.strength), none = splat(0.0f);
+    const float* const next[4] = {part.next[0], part.next[1], part.next[2], part.next[3]};
     Vec total = load(distance);
-    const auto one = [&](int i, Mask valid, bool whole) {
+    const auto one = [&](int i, Mask valid, bool whole) QK_INLINE {
+      for (const float* stream : next) {
+        fetch(stream + i);
+      }
       const Vec y = load(part.moved + i);
-      Ints cell = search.find(y);
+      auto cell = search.find(y);
       Vec center = search.center(cell);
       Vec value = prox<kL1>(y, center, strength);
       if constexpr (kAgain) {
@@ -143,62 +200,68 @@ class NarrowRow {
         cell = search.find(value);
         center = search.center(cell);
       } else if constexpr (!kL1) {
-        cell = keep(value <= value, cell);  // an infinite weight has become NaN, whose code is 0
+        cell = search.first_unless(value <= value, cell);  // an infinite weight has become NaN, whose code is 0
       }
       Vec gap = value - center;
-      if (!whole) {
+      if (whole) {
+        store(value, x + i);
+      } else {
         gap = keep(valid, gap);
         store_some(value, n - i, x + i);
-      } else {
-        store(value, x + i);
       }
       if constexpr (kKeep) {
-        store(cell, part.cell + i);
+        store(search.index(cell), part.cell + i);
         store(gap, part.gap + i);
       }
       total = kL1 ? total + float_of(bits_of(gap) & splat(INT32_MAX)) : fma(gap, gap, total);
-      const Mask above = gap > splat(0.0f), below = gap < splat(0.0f);
+      const Mask above = gap > none, below = gap < none;
+      Words words;
       if constexpr (kBits <= 3) {
         Ints fields = select(above, splat(int32_t{1 + (1 << kField)}), splat(int32_t{1}));
         fields = select(below, splat(int32_t{1 + (1 << 2 * kField)}), fields);
-        const Ints word = shift_left(fields, cell);
-        store(whole ? word : keep(valid, word), words + i);
+        words.side = search.shifted(fields, cell);
+        words.side = whole ? words.side : keep(valid, words.side);
       } else {
-        Ints member = shift_left(splat(int32_t{1}), cell);
-        member = whole ? member : keep(valid, member);
-        store(member, members + i);
-        store(keep(above, member) | keep(below, shift_left<kField>(member)), words + i);
+        words.member = search.shifted(splat(int32_t{1}), cell);
+        words.member = whole ? words.member : keep(valid, words.member);
+        words.side = keep(above, words.member) | keep(below, shift_left<kField>(words.member));
       }
+      return words;
     };
-    const Mask all = first_lanes(kVec);
-    int i = 0;
-    for (; i + kVec <= n; i += kVec) {
-      one(i, all, true);
+    Planes planes;
+    for (int p = 0; p < PositionalCounts::kLow; ++p) {
+      planes.side[p] = words_.low(p);
     }
-    if (i < n) {
-      one(i, first_lanes(n - i), false);
-      i += kVec;
+    for (int p = 0; p + 1 < PositionalCounts::kLow; ++p) {
+      planes.member[p] = members_.low(p);
+    }
+    const Mask all = first_lanes(kVec);
+    Ints sides[kGroups], members[kGroups];
+    int group = 0;
+    for (; (group + 1) * kGroup <= n; ++group) {
+      const int begin = group * kGroup;
+      planes.add([&](int i) QK_INLINE { return one(begin + i * kVec, all, true); }, sides[group], members[group]);
+    }
+    if (const int begin = group * kGroup; begin < n) {
+      Words last[kGroup / kVec];
+      for (int i = 0; i < kGroup / kVec; ++i) {
+        const int left = n - begin - i * kVec;
+        last[i] = {splat(int32_t{0}), splat(int32_t{0})};
+        if (left > 0) {
+          last[i] = one(begin + i * kVec, first_lanes(std::min(left, kVec)), left >= kVec);
+        }
+      }
+      planes.add([&](int i) QK_INLINE { return last[i]; }, sides[group], members[group]);
+      ++group;
     }
     store(total, distance);
-    const int used = i / kVec;
-    const int vectors = (used + kWordGroup - 1) / kWordGroup * kWordGroup;
-    std::memset(words + used * kVec, 0, static_cast<size_t>(vectors - used) * kVec * sizeof(int32_t));
-    words_.add(words, vectors);
+    for (int i = group; i < kGroups; ++i) {
+      sides[i] = members[i] = splat(int32_t{0});
+    }
+    words_.add(planes.side, sides, group * (kGroup / kVec));
     if constexpr (kBits > 3) {
-      std::memset(members + used * kVec, 0, static_cast<size_t>(vectors - used) * kVec * sizeof(int32_t));
-      add_members(members, vectors);
+      members_.add(planes.member, members, group * (kGroup / kVec / 2));
     }
-  }
-
-  // Two vectors of members a word.
-  void add_members(int32_t* members, int vectors) {
-    for (int i = 0; i < vectors / 2; ++i) {
-      const Ints low = load(members + 2 * i * kVec), high = load(members + (2 * i + 1) * kVec);
-      store(low | shift_left<kField>(high), members + i * kVec);
-    }
-    const int pairs = (vectors / 2 + kWordGroup - 1) / kWordGroup * kWordGroup;
-    std::memset(members + vectors / 2 * kVec, 0, static_cast<size_t>(pairs - vectors / 2) * kVec * sizeof(int32_t));
-    members_.add(members, pairs);
   }
 
   CellTable<kBits> table_;

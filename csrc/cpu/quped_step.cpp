@@ -84,9 +84,16 @@ const float* total_gradient(Chain chain, const Item& item, int64_t begin, int64_
   return buffer + offset;
 }
 
+// Cells as codes; both have room for a whole vector behind the last.
 void write_codes(const Cells& cells, const int32_t* cell, int n, uint8_t* codes) {
-  for (int i = 0; i < n; ++i) {
-    codes[i] = static_cast<uint8_t>(cells.repeats ? cells.first[cell[i]] : cell[i]);
+  if (cells.repeats) {
+    for (int i = 0; i < n; ++i) {
+      codes[i] = static_cast<uint8_t>(cells.first[cell[i]]);
+    }
+    return;
+  }
+  for (int i = 0; i < n; i += kVec) {
+    store_bytes(load(cell + i), codes + i);
   }
 }
 
@@ -135,13 +142,18 @@ void run_span(const Step& step, Item& item, const Span& span, const Cells& cells
       const float* g = total_gradient(step.chain, item, block.begin, offset, n, buffer);
       step.optimizer.run(x, g, item.first == nullptr ? nullptr : item.first + at,
                          item.second == nullptr ? nullptr : item.second + at, n, part.moved);
+      const float* streams[4] = {item.x, item.grad, item.first, item.second};
+      for (int i = 0; i < 4; ++i) {
+        part.next[i] = (streams[i] == nullptr ? item.x : streams[i]) + at + kPart;
+      }
       with_flag(item.codes != nullptr || item.sums != nullptr,
                 [&](auto keep) { row.template run<keep.value>(part, n, x, distance); });
       if (item.codes != nullptr) {
-        uint8_t* codes = packer ? narrow : item.codes + at;
-        write_codes(cells, part.cell, n, codes);
+        write_codes(cells, part.cell, n, narrow);
         if (packer) {
-          packer->put(codes, n);
+          packer->put(narrow, n);
+        } else {
+          std::memcpy(item.codes + at, narrow, static_cast<size_t>(n));
         }
       }
       if (item.sums != nullptr) {

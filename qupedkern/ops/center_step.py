@@ -19,7 +19,8 @@ _Tensors = list[Tensor]
 def _check_like(i: int, name: str, value: Any, centers: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{_OP}: tensor {i}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.shape != shape or value.dtype not in (dtype, centers.dtype):
+    narrower = dtype != torch.int64 and value.dtype == centers.dtype
+    if value.shape != shape or not (value.dtype == dtype or narrower):
         came = f"{value.dtype} of shape {tuple(value.shape)}"
         raise ValueError(f"{_OP}: tensor {i}: {name} must be {dtype} of shape {shape}, got {came}")
     check_same_device(f"{_OP}: tensor {i}", centers=centers, **{name: value})
