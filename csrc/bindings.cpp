@@ -173,6 +173,9 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
           {"statistics", f32},
           {"grad_student", any},
           {"grad_teacher", any}});
+  kernel(module, "distance", &cpu::distance, {{"x", any}, {"centers", f32}, {"out", f32}});
+  kernel(module, "distance_backward", &cpu::distance_backward,
+         {{"grad", f32}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "foreach_soft_quantize", &cpu::foreach_soft_quantize,
          {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
   kernel(module, "foreach_soft_quantize_backward", &cpu::foreach_soft_quantize_backward,

@@ -28,6 +28,9 @@ void distillation_loss(int threads, View student_logits, View teacher_logits, do
                        View statistics);
 void distillation_loss_backward(int threads, View grad, View student_logits, View teacher_logits, double temperature,
                                 View statistics, View grad_student, View grad_teacher);
+void distance(int threads, View x, View centers, const std::string& norm, View out);
+void distance_backward(int threads, View grad, View x, View centers, const std::string& norm, View grad_x,
+                       View grad_centers);
 void foreach_soft_quantize(int threads, Views x, Views centers, Views sharpness, Views out);
 void foreach_soft_quantize_backward(int threads, Views grad, Views x, Views centers, Views sharpness, Views grad_x,
                                     Views grad_centers);

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from native_modules import ISAS, NEEDS_A_BUILD, call, cpp, reference
 
 import qupedkern as qk
 from qupedkern.ops._rows import split_rows
@@ -75,3 +77,32 @@ def test_at_a_midpoint_the_lower_center_pulls() -> None:
     assert centers.grad is not None
     assert x.grad.tolist() == [1.0]
     assert centers.grad.tolist() == [-1.0, 0.0]
+
+
+@NEEDS_A_BUILD
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+@pytest.mark.parametrize("levels", [2, 5, 17])
+def test_every_instruction_set_and_number_of_threads_gives_the_same_bits(
+    levels: int, norm: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(levels)
+    c = torch.randn(3, levels, generator=generator).sort(-1).values
+    x = torch.randn(3, 33_001, generator=generator).to(dtype)
+    grad = torch.tensor(1.25)
+    calls = [(cpp._import(isa), threads) for isa in ISAS for threads in (1, 3)]
+    for op, args in (("distance", (x, c, norm)), ("distance_backward", (grad, x, c, norm))):
+        first, *others = (call(module, op, *args, threads=threads) for module, threads in calls)
+        assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+@NEEDS_A_BUILD
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_native_slopes_are_eagers_bit_for_bit_and_nan_pulls_nowhere(norm: str) -> None:
+    c = torch.tensor([[-1.0, 0.0, 0.0, 2.0], [0.5, 0.5, 0.5, 0.5]])
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 0.5, -1.0, 1e-45])
+    x = torch.cat([special, torch.randn(992, generator=torch.Generator().manual_seed(0))]).repeat(2)
+    args = (torch.tensor(0.3), x, c, norm)
+    (expected, _) = reference("distance_backward", *args)
+    for isa in ISAS:
+        assert same_bits(call(cpp._import(isa), "distance_backward", *args)[0], expected)
