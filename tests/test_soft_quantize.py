@@ -14,7 +14,7 @@ from torch import Tensor
 import qupedkern as qk
 from qupedkern.ops import OPS
 from qupedkern.ops._rows import midpoints
-from qupedkern.testing.harness import compute_type, running_backends, same_bits, upcast
+from qupedkern.testing.harness import check, compute_type, running_backends, same_bits, upcast
 from qupedkern.testing.strategies import FLOATS, Limits, soft_quantize_inputs
 from qupedkern.testing.tolerances import BOUNDS, ROUNDOFF, SECOND_ORDER, SMALLEST, with_output_rounding
 
@@ -213,3 +213,13 @@ def test_an_output_larger_than_the_caches_has_the_bits_of_its_pieces(backend: st
             assert same_bits(whole[start : start + piece], qk.soft_quantize(part, centers, sharpness))
             grad_x, _ = torch.ops.qupedkern.soft_quantize_backward(part, part, centers, sharpness)
             assert same_bits(slope[start : start + piece], grad_x)
+
+
+@ON_EVERY_BACKEND
+def test_the_largest_sharpness_is_within_the_bound(backend: str) -> None:
+    """P log2(e) is past the largest float; P x is not."""
+    centers = torch.tensor([0.0, 1e-39, 3e-39])
+    x = torch.cat([torch.linspace(-2e-39, 6e-39, 41), torch.tensor([1.0, -1.0, math.inf, -math.inf, math.nan])])
+    args = OPS["soft_quantize"].prepare(x, centers, torch.finfo(torch.float32).max)
+    check("soft_quantize", args, backend)
+    check("soft_quantize_backward", (torch.ones_like(x[:-1]), args[0][:-1], *args[1:]), backend)

@@ -38,9 +38,10 @@ struct SoftRow {
   float sharpness;
   float lowest, highest;  // the outer centers
   Groups kind;
-  float rate;          // P log2(e)
+  float rate;          // P log2(e) / stretch
   float x_min, x_max;  // past these no sigmoid changes
-  float reach;         // the same for x - t_j: kOwn alone
+  float stretch;       // of x - t_j, so that rate is finite for any P: 1, else kOwn
+  float reach;         // as x_max for the stretched x - t_j: kOwn alone
   Exp2Table table;
   int groups = 0;
   int first[kMaxMidpoints + 1];   // group g has midpoints [first[g], first[g + 1])
@@ -56,10 +57,11 @@ struct SoftRow {
       : sharpness(sharpness_),
         lowest(centers[0]),
         highest(centers[levels - 1]),
-        rate(static_cast<float>(sharpness_ * kLog2E)),
+        rate(static_cast<float>(sharpness_ / stretch_of(sharpness_) * kLog2E)),
+        stretch(stretch_of(sharpness_)),
         table() {
     double exponent[kMaxMidpoints] = {};  // w_j
-    bool near = true;                     // a NaN is not near
+    bool near = stretch == 1.0f;          // a NaN is not near
     for (int j = 0; j + 1 < levels; ++j) {
       const double low = centers[j], high = centers[j + 1];
       // The last is kept where all are equal, so that there is a sigmoid for NaN to pass through.
@@ -85,6 +87,8 @@ struct SoftRow {
 
  private:
   static constexpr double kLog2E = 1.4426950408889634;
+
+  static float stretch_of(float sharpness) { return sharpness > FLT_MAX / 2 ? 4.0f : 1.0f; }
 
   static float in_float(double a) {
     return static_cast<float>(std::clamp(a, -static_cast<double>(FLT_MAX), static_cast<double>(FLT_MAX)));
@@ -141,10 +145,10 @@ QK_HD void for_each_midpoint(const SoftRow& row, const Vec (&x)[N], Body&& body)
   const Vec rate = splat(-row.rate);
   Vec powers[N];
   if constexpr (kKind == Groups::kOwn) {
-    const Vec most = splat(row.reach), least = splat(-row.reach);
+    const Vec most = splat(row.reach), least = splat(-row.reach), stretch = splat(row.stretch);
     for (int j = 0; j < row.midpoints; ++j) {
       for (int i = 0; i < N; ++i) {
-        const Exp2 e = exp2_of_product(rate, smaller(most, larger(least, x[i] - splat(row.midpoint[j]))));
+        const Exp2 e = exp2_of_product(rate, smaller(most, larger(least, (x[i] - splat(row.midpoint[j])) * stretch)));
         powers[i] = exp2_of(e.mantissa, lookup(table, e.steps) + shift_to_exponent(e.steps));
       }
       body(j, powers);
