@@ -19,12 +19,12 @@ from typing import Any
 from . import records, runs
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TIMINGS = {  # command: what it times; the module of that name has rows(), TABLES and the names it times
-    "soft": "soft_quantize forward and backward",
-    "step": "quped_step, the weight update in one pass",
-    "ops": "single ops",
-    "distill": "distillation_loss forward and backward; --tensors are numbers of examples, --m of classes",
-    "kmeans": "exact k-means in one dimension, in time and error",
+TIMINGS = {  # command: what it times, and its names; the module of that name has rows(), TABLES and defaults
+    "soft": ("soft_quantize forward and backward", "layer, 64k, 1M, 16M, 64M, ResNet-20"),
+    "step": ("quped_step, the weight update in one pass", "layer, 64k, 1M, 16M, 64M, ResNet-20"),
+    "ops": ("single ops", "layer, 64k, 1M, 16M, 64M"),
+    "distill": ("distillation_loss forward and backward", "numbers of examples; --m are those of classes"),
+    "kmeans": ("exact k-means in one dimension, in time and error", "30k, 270k, 1M, 16M"),
 }
 RESNET20 = "train_resnet20"
 
@@ -111,9 +111,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, says in TIMINGS.items():
+    for name, (says, names) in TIMINGS.items():
         timing = commands.add_parser(name, help=says)
-        _add_timing(timing, name, "layer, 64k, 1M, ResNet-20, 16M, 64M")
+        _add_timing(timing, name, names)
         if name == "ops":
             timing.add_argument("--op", help="one op (default: all)")
     tasks = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
