@@ -9,6 +9,7 @@
 #include "../check.h"
 #include "../math/adam.h"
 #include "../math/sgd.h"
+#include "simd_bits.h"
 
 namespace qk::cpu {
 
@@ -16,6 +17,12 @@ namespace qk::cpu {
 #define QK_RESTRICT __restrict
 #else
 #define QK_RESTRICT __restrict__
+#endif
+
+#if defined(__GNUC__)
+#define QK_INLINE __attribute__((always_inline))
+#else
+#define QK_INLINE
 #endif
 
 template <bool kValue>
@@ -30,6 +37,44 @@ void with_flag(bool flag, Body&& body) {
   }
 }
 
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+constexpr bool kStreams = true;
+#else
+constexpr bool kStreams = false;  // too few registers, or no fused multiply-add
+#endif
+
+// Moved weights as they are made, a vector at a time: the loop that takes them then waits for memory and computes at
+// once. move(x, g, first, second) is the optimizer on vectors; second may be null where kSecond is false.
+template <bool kSecond, class Move>
+struct Streamed {
+  static constexpr bool kBuffered = false;
+  const float* x;
+  const float* g;
+  float* first;
+  float* second;
+  Move move;
+
+  QK_HD Vec whole(int i) const {
+    Vec a = load(first + i), b = kSecond ? load(second + i) : a;
+    const Vec moved = move(load(x + i), load(g + i), a, b);
+    store(a, first + i);
+    if constexpr (kSecond) {
+      store(b, second + i);
+    }
+    return moved;
+  }
+
+  QK_HD Vec some(int i, int count) const {
+    Vec a = load_some(first + i, count), b = kSecond ? load_some(second + i, count) : a;
+    const Vec moved = move(load_some(x + i, count), load_some(g + i, count), a, b);
+    store_some(a, count, first + i);
+    if constexpr (kSecond) {
+      store_some(b, count, second + i);
+    }
+    return moved;
+  }
+};
+
 class Optimizer {
  public:
   // As the schema has them. Factors are computed in double and rounded once, as Python does it for torch.
@@ -42,11 +87,12 @@ class Optimizer {
     if (weight_decay != 0.0) {
       decay_ = name == "adamw" ? math::Decay::kDecoupled : math::Decay::kCoupled;
     }
+    from_end_ = static_cast<float>(1.0 - beta1) >= 0.5f;
     if (adaptive_) {
       const auto count = static_cast<double>(step);
       const double decay = name == "adamw" ? 1.0 - lr * weight_decay : weight_decay;
       adam_ = {static_cast<float>(decay),
-               static_cast<float>(1.0 - beta1),
+               static_cast<float>(1.0 - beta1) - (from_end_ ? 1.0f : 0.0f),
                static_cast<float>(beta2),
                static_cast<float>(1.0 - beta2),
                static_cast<float>(std::pow(1.0 - std::pow(beta2, count), 0.5)),
@@ -60,6 +106,42 @@ class Optimizer {
 
   bool has_first() const { return adaptive_ || momentum_; }
   bool has_second() const { return adaptive_; }
+
+  // body(source) with the commonest rules as a Streamed source; false where the rule is another.
+  template <class Body>
+  bool stream(const float* x, const float* g, float* first, float* second, Body&& body) const {
+    if constexpr (kStreams) {
+      if (adaptive_ && !from_end_) {
+        const math::Adam<Vec> a = {splat(decay_ == math::Decay::kNone ? 1.0f : adam_.decay),
+                                   splat(adam_.weight),
+                                   splat(adam_.beta2),
+                                   splat(adam_.share),
+                                   splat(adam_.correction),
+                                   splat(adam_.eps),
+                                   splat(adam_.minus_rate)};
+        with_flag(decay_ == math::Decay::kCoupled, [&](auto coupled) {
+          constexpr auto kDecay =
+              decltype(coupled)::value ? math::Decay::kCoupled : math::Decay::kDecoupled;  // times 1 for none
+          const auto move = [a](Vec value, Vec gradient, Vec& mean, Vec& square)
+                                QK_INLINE { return math::adam<kDecay, false>(a, value, gradient, mean, square); };
+          body(Streamed<true, decltype(move)>{x, g, first, second, move});
+        });
+        return true;
+      }
+      if (!adaptive_ && momentum_ && !first_step_ && !nesterov_) {
+        const math::Sgd<Vec> s = {splat(sgd_.minus_rate), splat(sgd_.decay), splat(sgd_.momentum), splat(sgd_.weight)};
+        with_flag(decay_ != math::Decay::kNone, [&](auto decay) {
+          constexpr bool kDecay = decltype(decay)::value;
+          const auto move = [s](Vec value, Vec gradient, Vec& buffer, Vec&) QK_INLINE {
+            return math::sgd<kDecay, math::Momentum::kRunning, false>(s, value, gradient, buffer);
+          };
+          body(Streamed<false, decltype(move)>{x, g, first, nullptr, move});
+        });
+        return true;
+      }
+    }
+    return false;
+  }
 
   // moved[i] = the optimizer's x for i < n; first and second may be null where there is no such state.
   void run(const float* x, const float* g, float* first, float* second, int64_t n, float* moved) const {
@@ -85,7 +167,7 @@ class Optimizer {
   template <bool kDecay, math::Momentum kMomentum, bool kNesterov>
   void run_sgd(const float* QK_RESTRICT x, const float* QK_RESTRICT g, float* QK_RESTRICT buffer, int64_t n,
                float* QK_RESTRICT moved) const {
-    const math::Sgd s = sgd_;
+    const math::Sgd<float> s = sgd_;
     for (int64_t i = 0; i < n; ++i) {
       if constexpr (kMomentum == math::Momentum::kNone) {
         float none = 0.0f;
@@ -101,7 +183,7 @@ class Optimizer {
   template <math::Decay kDecay, bool kFromEnd>
   void run_adam_as(const float* QK_RESTRICT x, const float* QK_RESTRICT g, float* QK_RESTRICT first,
                    float* QK_RESTRICT second, int64_t n, float* QK_RESTRICT moved) const {
-    const math::Adam a = adam_;
+    const math::Adam<float> a = adam_;
     for (int64_t i = 0; i < n; ++i) {
       float mean = first[i], square = second[i];
       moved[i] = math::adam<kDecay, kFromEnd>(a, x[i], g[i], mean, square);
@@ -111,7 +193,7 @@ class Optimizer {
   }
 
   void run_adam(const float* x, const float* g, float* first, float* second, int64_t n, float* moved) const {
-    with_flag(adam_.weight >= 0.5f, [&](auto from_end) {
+    with_flag(from_end_, [&](auto from_end) {
       switch (decay_) {
         case math::Decay::kNone:
           return run_adam_as<math::Decay::kNone, from_end.value>(x, g, first, second, n, moved);
@@ -125,8 +207,9 @@ class Optimizer {
 
   bool adaptive_, nesterov_, first_step_, momentum_;
   math::Decay decay_ = math::Decay::kNone;
-  math::Sgd sgd_{};
-  math::Adam adam_{};
+  bool from_end_ = false;
+  math::Sgd<float> sgd_{};
+  math::Adam<float> adam_{};
 };
 
 }  // namespace qk::cpu

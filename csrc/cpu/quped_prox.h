@@ -14,6 +14,7 @@
 #include "chunk.h"
 #include "quped_cells.h"
 #include "quped_counts.h"
+#include "quped_optimizer.h"
 
 namespace qk::cpu {
 
@@ -23,11 +24,6 @@ constexpr int kGroup = 8 * kVec;  // elements whose words are added in registers
 constexpr int kGroups = kPart / kGroup;
 static_assert(kGroups == 8, "PositionalCounts takes eight carries");
 
-#if defined(__GNUC__)
-#define QK_INLINE __attribute__((always_inline))
-#else
-#define QK_INLINE
-#endif
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
 #define QK_UNROLL _Pragma("GCC unroll 4")  // the planes stay in registers
 #else
@@ -62,13 +58,11 @@ struct SpanTotals {
   double distance = 0.0;
 };
 
-// One run of elements: moved weights in, new weights out; cells and gaps of the new weights where they are kept.
+// One run of elements: moved weights in, new weights out; cells and gaps of the new weights for sums.
 struct Part {
   alignas(64) float moved[kPart];
   alignas(64) int32_t cell[kPart];  // midpoints passed: of equal centers not yet the first
   alignas(64) float gap[kPart];     // x - c
-  // Fetched while this run is in the prox, which reads nothing from memory; repeated where there are fewer streams.
-  const float* next[4];
 };
 
 QK_HD void fetch(const float* from) {
@@ -79,14 +73,28 @@ QK_HD void fetch(const float* from) {
 #endif
 }
 
+// Moved weights that wait in a buffer, which is readable up to a whole vector. The next run's streams are fetched
+// meanwhile: nothing else reads memory.
+struct Buffered {
+  static constexpr bool kBuffered = true;
+  const float* moved;
+  const float* next[4];  // repeated where there are fewer streams
+
+  QK_HD Vec whole(int i) const {
+    for (const float* stream : next) {
+      fetch(stream + i);
+    }
+    return load(moved + i);
+  }
+  QK_HD Vec some(int i, int) const { return load(moved + i); }
+};
+
 template <bool kL1>
 QK_HD Vec prox(Vec y, Vec q, Vec strength) {
   const Vec gap = y - q;
-  const Ints sign = splat(INT32_MIN);
   if constexpr (kL1) {
-    const Vec size = float_of(bits_of(gap) & splat(INT32_MAX));
-    const Vec toward = float_of(bits_of(strength) | (bits_of(gap) & sign));
-    return select(size <= strength, q, y - toward);
+    const Vec pull = nearer_zero(gap, strength);  // the gap itself where that is within reach
+    return select(pull != gap, y - pull, q);
   } else {
     const Vec moved = y - gap * strength;
     const Vec from_above = select(moved < q, q, moved), from_below = select(moved > q, q, moved);
@@ -112,10 +120,18 @@ class NarrowRow {
     }
   }
 
-  template <bool kKeep>
-  void run(Part& part, int n, float* x, float* distance) {
+  // Whether moved weights may be taken as they are made.
+  bool streams() const { return kStreams && !how_.again; }
+
+  // source gives the moved weights; codes may be null. Cells and gaps are left in `part` with norm l2.
+  template <class Source>
+  void run(const Source& source, Part& part, int n, float* x, uint8_t* codes, float* distance) {
     with_flag(how_.l1, [&](auto l1) {
-      with_flag(how_.again, [&](auto again) { run_as<l1.value, again.value, kKeep>(part, n, x, distance); });
+      if constexpr (Source::kBuffered) {
+        with_flag(how_.again, [&](auto again) { run_as<l1.value, again.value>(source, part, n, x, codes, distance); });
+      } else {
+        run_as<l1.value, false>(source, part, n, x, codes, distance);
+      }
     });
   }
 
@@ -181,17 +197,14 @@ class NarrowRow {
     }
   };
 
-  template <bool kL1, bool kAgain, bool kKeep>
-  void run_as(Part& part, int n, float* x, float* distance) {
+  template <bool kL1, bool kAgain, class Source>
+  void run_as(const Source& given, Part& part, int n, float* x, uint8_t* codes, float* distance) {
     const CellSearch<kBits> search(table_);
+    const Source source = given;  // a copy, which no store can reach: it stays in registers
     const Vec strength = splat(how_.strength), none = splat(0.0f);
-    const float* const next[4] = {part.next[0], part.next[1], part.next[2], part.next[3]};
     Vec total = load(distance);
     const auto one = [&](int i, Mask valid, bool whole) QK_INLINE {
-      for (const float* stream : next) {
-        fetch(stream + i);
-      }
-      const Vec y = load(part.moved + i);
+      const Vec y = whole ? source.whole(i) : source.some(i, n - i);
       auto cell = search.find(y);
       Vec center = search.center(cell);
       Vec value = prox<kL1>(y, center, strength);
@@ -209,9 +222,12 @@ class NarrowRow {
         gap = keep(valid, gap);
         store_some(value, n - i, x + i);
       }
-      if constexpr (kKeep) {
+      if constexpr (!kL1) {
         store(search.index(cell), part.cell + i);
         store(gap, part.gap + i);
+      }
+      if (codes != nullptr) {
+        store_codes(search.index(cell), whole ? kVec : n - i, codes + i);
       }
       total = kL1 ? total + float_of(bits_of(gap) & splat(INT32_MAX)) : fma(gap, gap, total);
       const Mask above = gap > none, below = gap < none;
@@ -264,6 +280,16 @@ class NarrowRow {
     }
   }
 
+  static QK_HD void store_codes(Ints cell, int count, uint8_t* to) {
+    if (count == kVec) {
+      store_bytes(cell, to);
+      return;
+    }
+    uint8_t bytes[kVec];
+    store_bytes(cell, bytes);
+    std::memcpy(to, bytes, static_cast<size_t>(count));
+  }
+
   CellTable<kBits> table_;
   Prox how_;
   PositionalCounts words_;
@@ -284,8 +310,10 @@ class WideRow {
     });
   }
 
-  template <bool kKeep>
-  void run(Part& part, int n, float* x, float* distance) {
+  bool streams() const { return false; }
+
+  template <class Source>
+  void run(const Source&, Part& part, int n, float* x, uint8_t* codes, float* distance) {
     find(part.moved, n, part.cell);
     for (int i = 0; i < n; ++i) {
       const float y = part.moved[i], q = cells_.values[part.cell[i]];
@@ -311,6 +339,9 @@ class WideRow {
       ++counts_[side][part.cell[i]];
     }
     std::memcpy(x, part.moved, static_cast<size_t>(n) * sizeof(float));
+    for (int i = 0; codes != nullptr && i < n; ++i) {
+      codes[i] = static_cast<uint8_t>(part.cell[i]);
+    }
   }
 
   void flush(SpanTotals& totals) {

@@ -84,19 +84,6 @@ const float* total_gradient(Chain chain, const Item& item, int64_t begin, int64_
   return buffer + offset;
 }
 
-// Cells as codes; both have room for a whole vector behind the last.
-void write_codes(const Cells& cells, const int32_t* cell, int n, uint8_t* codes) {
-  if (cells.repeats) {
-    for (int i = 0; i < n; ++i) {
-      codes[i] = static_cast<uint8_t>(cells.first[cell[i]]);
-    }
-    return;
-  }
-  for (int i = 0; i < n; i += kVec) {
-    store_bytes(load(cell + i), codes + i);
-  }
-}
-
 // Of equal centers the first has all members.
 template <class T>
 void to_first(const Cells& cells, T* totals) {
@@ -140,21 +127,22 @@ void run_span(const Step& step, Item& item, const Span& span, const Cells& cells
         old_sums.add(item.through + at, part.cell, n);
       }
       const float* g = total_gradient(step.chain, item, block.begin, offset, n, buffer);
-      step.optimizer.run(x, g, item.first == nullptr ? nullptr : item.first + at,
-                         item.second == nullptr ? nullptr : item.second + at, n, part.moved);
-      const float* streams[4] = {item.x, item.grad, item.first, item.second};
-      for (int i = 0; i < 4; ++i) {
-        part.next[i] = (streams[i] == nullptr ? item.x : streams[i]) + at + kPart;
+      float* first = item.first == nullptr ? nullptr : item.first + at;
+      float* second = item.second == nullptr ? nullptr : item.second + at;
+      uint8_t* codes = item.codes == nullptr ? nullptr : packer ? narrow : item.codes + at;
+      const auto finish = [&](const auto& source) { row.run(source, part, n, x, codes, distance); };
+      if (!row.streams() || !step.optimizer.stream(x, g, first, second, finish)) {
+        step.optimizer.run(x, g, first, second, n, part.moved);
+        const auto next = [&](const float* from) { return (from == nullptr ? item.x : from) + at + kPart; };
+        finish(Buffered{part.moved, {next(item.x), next(item.grad), next(item.first), next(item.second)}});
       }
-      with_flag(item.codes != nullptr || item.sums != nullptr,
-                [&](auto keep) { row.template run<keep.value>(part, n, x, distance); });
-      if (item.codes != nullptr) {
-        write_codes(cells, part.cell, n, narrow);
-        if (packer) {
-          packer->put(narrow, n);
-        } else {
-          std::memcpy(item.codes + at, narrow, static_cast<size_t>(n));
+      if (codes != nullptr && cells.repeats) {
+        for (int i = 0; i < n; ++i) {
+          codes[i] = static_cast<uint8_t>(cells.first[codes[i]]);
         }
+      }
+      if (packer) {
+        packer->put(narrow, n);
       }
       if (item.sums != nullptr) {
         new_sums.add(part.gap, part.cell, n);

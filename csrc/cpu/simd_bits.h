@@ -34,6 +34,12 @@ QK_HD int lanes_with_bit(Ints a, int bit) {
   return __builtin_popcount(_mm512_test_epi32_mask(a.v, _mm512_set1_epi32(static_cast<int>(1u << bit))));
 }
 
+QK_HD Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+QK_HD Vec square_root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+QK_HD Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+// The smaller magnitude of both, with the sign of a.
+QK_HD Vec nearer_zero(Vec a, Vec b) { return {_mm512_range_ps(a.v, b.v, 2)}; }
+
 struct Lookup {
   __m512 v;
   Lookup() = default;
@@ -183,6 +189,17 @@ struct Lookup {
 template <int kBits>
 QK_HD Vec lookup(const Lookup& table, const Ints& index) {
   return each_lane<Vec>([&](int i) { return table.entries[index.lane[i]]; });
+}
+
+#endif
+
+#if !(defined(__AVX512F__) && defined(__AVX512BW__))
+
+// The smaller magnitude of both, with the sign of a; b is not negative.
+QK_HD Vec nearer_zero(Vec a, Vec b) {
+  const Ints sign = splat(INT32_MIN);
+  const Vec size = smaller(float_of(bits_of(a) & splat(INT32_MAX)), b);
+  return float_of(bits_of(size) | (bits_of(a) & sign));
 }
 
 #endif

@@ -1,5 +1,6 @@
 // One element of torch.optim.Adam and AdamW: the same operations, each rounded as torch's CPU kernels round it, but for
-// the square root, which is correctly rounded here.
+// the square root, which is correctly rounded here. Number is float, or a vector of them that has `fused` and
+// `square_root`.
 #pragma once
 
 #include "fused.h"
@@ -8,33 +9,30 @@ namespace qk::math {
 
 enum class Decay { kNone, kCoupled, kDecoupled };
 
+template <class Number>
 struct Adam {
-  float decay;       // kCoupled: weight_decay; kDecoupled: 1 - lr weight_decay
-  float weight;      // 1 - beta1
-  float beta2;       //
-  float share;       // 1 - beta2
-  float correction;  // sqrt(1 - beta2^step)
-  float eps;
-  float minus_rate;  // -lr / (1 - beta1^step)
+  Number decay;       // kCoupled: weight_decay; kDecoupled: 1 - lr weight_decay
+  Number weight;      // 1 - beta1; minus beta1 where lerp starts from the end
+  Number beta2;       //
+  Number share;       // 1 - beta2
+  Number correction;  // sqrt(1 - beta2^step)
+  Number eps;
+  Number minus_rate;  // -lr / (1 - beta1^step)
 };
 
-// torch.lerp: from whichever end is nearer.
-template <bool kFromEnd>
-QK_HD float lerp(float start, float end, float weight) {
-  const float difference = end - start;
-  return kFromEnd ? fused(weight - 1.0f, difference, end) : fused(weight, difference, start);
-}
+QK_HD float square_root(float a) { return __builtin_sqrtf(a); }
 
-template <Decay kDecay, bool kFromEnd>
-QK_HD float adam(const Adam& a, float x, float g, float& first, float& second) {
+// kFromEnd: as torch.lerp does where the weight is 1/2 or more.
+template <Decay kDecay, bool kFromEnd, class Number>
+QK_HD Number adam(const Adam<Number>& a, Number x, Number g, Number& first, Number& second) {
   if constexpr (kDecay == Decay::kCoupled) {
     g = fused(x, a.decay, g);
   } else if constexpr (kDecay == Decay::kDecoupled) {
     x = x * a.decay;
   }
-  first = lerp<kFromEnd>(first, g, a.weight);
+  first = fused(a.weight, g - first, kFromEnd ? g : first);
   second = fused(a.share * g, g, second * a.beta2);
-  const float size = __builtin_sqrtf(second) / a.correction + a.eps;
+  const Number size = square_root(second) / a.correction + a.eps;
   return x + (a.minus_rate * first) / size;
 }
 

@@ -1,4 +1,5 @@
-// One element of torch.optim.SGD: the same operations, each rounded as torch's CPU kernels round it.
+// One element of torch.optim.SGD: the same operations, each rounded as torch's CPU kernels round it. Number is float,
+// or a vector of them that has `fused`.
 #pragma once
 
 #include "fused.h"
@@ -7,15 +8,16 @@ namespace qk::math {
 
 enum class Momentum { kNone, kFirst, kRunning };  // kFirst: the buffer is written, not read
 
+template <class Number>
 struct Sgd {
-  float minus_rate;
-  float decay;
-  float momentum;
-  float weight;  // 1 - dampening
+  Number minus_rate;
+  Number decay;
+  Number momentum;
+  Number weight;  // 1 - dampening
 };
 
-template <bool kDecay, Momentum kMomentum, bool kNesterov>
-QK_HD float sgd(const Sgd& s, float x, float g, float& buffer) {
+template <bool kDecay, Momentum kMomentum, bool kNesterov, class Number>
+QK_HD Number sgd(const Sgd<Number>& s, Number x, Number g, Number& buffer) {
   if constexpr (kDecay) {
     g = fused(x, s.decay, g);
   }
