@@ -69,11 +69,11 @@ def time_and_show(options: argparse.Namespace) -> None:
         records.write(options.records_to, found)
         return
     stored = RESULTS / f"{options.module.replace('_', '-')}.jsonl"
-    path = options.out or (None if options.quick else stored)
+    path = options.out or (None if options.quick and not options.show else stored)
     if options.show:
         found = records.read(path)
     else:
-        found = runs.in_processes(sys.argv[1:], options.runs)
+        found = runs.in_processes(options.arguments, options.runs)
         if path is not None:
             records.write(path, found)
     print("\n\n".join(table.render(found) for table in module.TABLES))
@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         options.run(options)
     except (RuntimeError, KeyError, OSError) as error:

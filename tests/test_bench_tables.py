@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import records, runs
+from bench.__main__ import main
 from bench.machine import description
 from bench.records import Row, cases, from_json, to_json
 from bench.tables import Column, Table, duration, number
@@ -145,6 +146,18 @@ def test_numbers_have_three_digits() -> None:
     assert [duration(v) for v in (0.5, 999.0, 1000.0, 12345.0, 2e6)] == [
         "0.50 µs", "999 µs", "1.00 ms", "12.3 ms", "2.00 s",
     ]  # fmt: skip
+
+
+def test_stored_records_are_shown_again_without_timing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "in_processes", None)  # calling it would raise
+    path = tmp_path / "soft.jsonl"
+    records.write(path, [row(run, native=150.0, op=160.0, limit_a=100.0) for run in range(5)])
+    assert main(["soft", "--show", "--out", str(path)]) == 0
+    assert "| 1M, 1 thread | 150 µs | 160 µs | 100 µs | 1.50 (≤ 1.5) |" in capsys.readouterr().out
+    assert main(["soft", "--show", "--out", str(tmp_path / "absent.jsonl")]) == 2
+    assert "absent.jsonl" in capsys.readouterr().err
 
 
 def test_timings_run_in_processes_whose_malloc_is_tuned(capfd: pytest.CaptureFixture[str]) -> None:
