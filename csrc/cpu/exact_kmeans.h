@@ -26,8 +26,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "centered_positions.h"
+#include "lloyd.h"
 #include "monotone_minima.h"
 #include "weighted_values.h"
 
@@ -48,7 +51,7 @@ class ExactKmeans {
     for (int k = 0; k <= levels; ++k) {
       best_.push_back(data.count() * k / levels);
     }
-    best_error_ = error_of(best_);
+    best_error_ = error_of(data_, best_);
   }
 
   // The m + 1 boundaries: run k holds values [boundary k, boundary k + 1).
@@ -72,7 +75,6 @@ class ExactKmeans {
   static constexpr int64_t kFirstCells = 512;
   static constexpr int64_t kMostCells = int64_t{1} << 27;  // 1 GiB of bounds
   static constexpr int64_t kShort = 16;                    // mean length of a window not worth a round
-  static constexpr int kLloyd = 50;
   static constexpr double kUnit = 0x1p-53;
   static constexpr double kEntryError = 112.0;
 
@@ -90,101 +92,23 @@ class ExactKmeans {
     return width;
   }
 
-  double mean_of(int64_t begin, int64_t end) const {
-    const Moments sums = data_.between(begin, end);
-    return sums.first.rounded() / sums.weight.rounded();
-  }
-
-  double error_of(const std::vector<int64_t>& boundaries) const {
-    double error = 0.0;
-    for (int k = 0; k < levels_; ++k) {
-      const Moments sums = data_.between(boundaries[k], boundaries[k + 1]);
-      const CenteredMoments own = about(sums, sums.first.rounded() / sums.weight.rounded());
-      error += squared_error(own.weight, own.first, own.second);
-    }
-    return error;
-  }
-
-  // Lloyd's iteration from these boundaries; keeps the result where it is better. Any ascending boundaries would do.
+  // Keeps what Lloyd's iteration makes of these boundaries where it is better. Any ascending ones would do.
   void offer(std::vector<int64_t> boundaries) {
-    const int64_t count = data_.count();
-    const float* values = data_.values();
-    WeightedValues::Cursor cursor(data_);
-    std::vector<Moments> before;  // each boundary
-    for (int64_t boundary : boundaries) {
-      before.push_back(cursor.at(boundary));
-    }
-    const auto mean = [&before](int k) {
-      const Moments sums = minus(before[k + 1], before[k]);
-      return sums.first.rounded() / sums.weight.rounded();
-    };
-    bool moved = true;
-    for (int iteration = 0; moved && iteration < kLloyd; ++iteration) {
-      moved = false;
-      double left = mean(0);
-      for (int k = 1; k < levels_; ++k) {
-        const double right = mean(k);
-        const int64_t above = std::upper_bound(values, values + count, 0.5 * left + 0.5 * right) - values;
-        const int64_t boundary = std::clamp(above, boundaries[k - 1] + 1, count - (levels_ - k));
-        if (boundary != boundaries[k]) {
-          moved = true;
-          boundaries[k] = boundary;
-          before[k] = cursor.at(boundary);
-        }
-        left = right;
-      }
-    }
-    ascend(boundaries);
-    const double error = error_of(boundaries);
+    improve(data_, boundaries);
+    const double error = error_of(data_, boundaries);
     if (error < best_error_) {
       best_error_ = error;
       best_ = std::move(boundaries);
     }
   }
 
-  // No run is empty.
-  void ascend(std::vector<int64_t>& boundaries) const {
-    for (int k = 1; k < levels_; ++k) {
-      boundaries[k] = std::clamp(boundaries[k], boundaries[k - 1] + 1, data_.count() - (levels_ - k));
-    }
-  }
-
-  // A center for the sums of run k and the position they are relative to.
-  struct Frame {
-    double center;
-    Moments base;
-  };
-
   Frame frame_of(int k) const {
     WeightedValues::Cursor cursor(data_);
-    return {mean_of(best_[k - 1], best_[k]), cursor.at(best_[k - 1])};
-  }
-
-  // at(i), i in [0, count): ascending positions.
-  template <class At>
-  Positions positions(int64_t count, const Frame& frame, At&& at) const {
-    const auto size = static_cast<size_t>(count);
-    Positions made{std::vector<double>(size), std::vector<double>(size), std::vector<double>(size)};
-    int64_t here = data_.count() + WeightedValues::kRun;  // far from all
-    CenteredSums sums;
-    for (size_t i = 0; i < size; ++i) {
-      const int64_t position = at(i);
-      if (position < here || position / WeightedValues::kRun > here / WeightedValues::kRun) {
-        here = position / WeightedValues::kRun * WeightedValues::kRun;
-        sums = CenteredSums(about(minus(data_.stored(here), frame.base), frame.center));
-      }
-      for (; here < position; ++here) {
-        sums.add(data_.value(here) - frame.center, data_.weight(here));
-      }
-      made.weight[i] = sums.weight.rounded();
-      made.first[i] = sums.first.rounded();
-      made.second[i] = sums.second.rounded();
-    }
-    return made;
+    return {mean_of(data_.between(best_[k - 1], best_[k])), cursor.at(best_[k - 1])};
   }
 
   Positions positions(const std::vector<int64_t>& at, const Frame& frame) const {
-    return positions(static_cast<int64_t>(at.size()), frame, [&at](size_t i) { return at[i]; });
+    return positions_in(data_, frame, static_cast<int64_t>(at.size()), [&at](size_t i) { return at[i]; });
   }
 
   // Most by which a sum L + R of computed bounds may exceed the true one.
@@ -198,7 +122,7 @@ class ExactKmeans {
     double entries = 0.0;
     for (int k = 1; k <= levels_; ++k) {
       const double weight = data_.between(low_[k - 1], high_[k]).weight.rounded();
-      const double center = mean_of(best_[k - 1], best_[k]);
+      const double center = mean_of(data_.between(best_[k - 1], best_[k]));
       entries += kEntryError * kUnit * square_of_most(low_[k - 1], high_[k], center) * weight + stored;
     }
     const double tree_levels = std::ceil(std::log2(static_cast<double>(most_cells) + 1.0)) + 1.0;
@@ -276,7 +200,7 @@ class ExactKmeans {
       const auto i = std::min_element(bounds[k].begin(), bounds[k].end()) - bounds[k].begin();
       boundaries[k] = layers[k].left[i] + (layers[k].right[i] - layers[k].left[i]) / 2;
     }
-    ascend(boundaries);
+    ascend(data_, boundaries);
     offer(std::move(boundaries));
   }
 
@@ -305,7 +229,8 @@ class ExactKmeans {
     };
     const auto window = [&](int k, const Frame& frame) {
       const int64_t begin = low(k);
-      return positions(high(k) - begin + 1, frame, [begin](size_t i) { return begin + static_cast<int64_t>(i); });
+      return positions_in(data_, frame, high(k) - begin + 1,
+                          [begin](size_t i) { return begin + static_cast<int64_t>(i); });
     };
     std::vector<double> left(1, 0.0), right(1, 0.0), next;
     for (int k = first + 1; k <= middle; ++k) {

@@ -11,18 +11,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
-#include "weighted_values.h"
+#include "centered_positions.h"
 
 namespace qk::cpu {
-
-// Centered sums before each of a list of ascending positions, relative to a base.
-struct Positions {
-  std::vector<double> weight, first, second;
-
-  int64_t count() const { return static_cast<int64_t>(weight.size()); }
-};
 
 // Forward: runs begin at a candidate and end at a target. Backward: the other way round.
 template <bool Forward>

@@ -38,27 +38,6 @@ inline CenteredMoments about(const Moments& sums, double center) {
   return {sums.weight.rounded(), first.rounded(), second.rounded()};
 }
 
-// A few terms more, with their roundings carried along but not into the next sum.
-struct CenteredSums {
-  DoubleDouble weight, first, second;
-
-  CenteredSums() = default;
-  explicit CenteredSums(const CenteredMoments& from) : weight{from.weight}, first{from.first}, second{from.second} {}
-
-  void add(double offset, double mass) {
-    const double pull = mass * offset;
-    carry(weight, mass);
-    carry(first, pull);
-    carry(second, pull * offset);
-  }
-
- private:
-  static void carry(DoubleDouble& sum, double term) {
-    const DoubleDouble next = two_sum(sum.high, term);
-    sum = {next.high, sum.low + next.low};
-  }
-};
-
 // Squared error of a run from its own mean, never negative; 0 for an empty one.
 QK_HD double squared_error(double weight, double first, double second) {
   const double error = second - first * first / weight;
