@@ -10,14 +10,20 @@ OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 PYTEST_OPTIONS ?=
+CMAKE ?= cmake
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+# The kernels without Python: a C++ driver that calls every one of them (tests/native)
+DRIVER := $(CMAKE) -S . -DQUPEDKERN_DRIVER=ON
 
-.PHONY: help install demo test test-slow lint format digits clean
+.PHONY: help install demo test test-slow sanitize test-instructions lint format digits clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       build in $(VENV), run the federation of fl/configs/quickstart.toml, say where its results lie"
 	@echo "make test       the test suite (minutes)"
 	@echo "make test-slow  every property on 1,500 random examples; long"
+	@echo "make sanitize   every kernel under ASan, UBSan and TSan (CMake and g++ or clang++)"
+	@echo "make test-instructions   instructions an element of three kernels, counted by valgrind, against the recorded"
 	@echo "make lint       ruff and mypy"
 	@echo "make digits     the accuracy table of Algorithm 1 on handwritten digits"
 	@echo "options         PYTHON=python3.12  VENV=.venv  TORCH=torch==2.8.0  OUT=runs/quickstart"
@@ -41,6 +47,24 @@ test: install
 
 test-slow: install
 	HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# Every instruction set this processor runs for memory, one for threads, whose code is the same in all.
+sanitize:
+	$(DRIVER) -B build/address -DQUPEDKERN_SANITIZE=address,undefined,float-cast-overflow
+	$(CMAKE) --build build/address --parallel $(JOBS)
+	$(DRIVER) -B build/thread -DQUPEDKERN_SANITIZE=thread
+	$(CMAKE) --build build/thread --parallel $(JOBS) --target driver_baseline
+	@for isa in $$(build/address/tests/native/driver_baseline isas); do \
+	  echo "address, undefined: $$isa"; build/address/tests/native/driver_$$isa sweep || exit 1; \
+	done
+	@echo "thread: baseline"
+	@TSAN_OPTIONS=die_after_fork=0 build/thread/tests/native/driver_baseline threads
+
+# After a change that is meant: INSTRUCTIONS_OPTIONS=--update, and commit tests/native/instructions.json.
+test-instructions:
+	$(DRIVER) -B build/driver
+	$(CMAKE) --build build/driver --parallel $(JOBS) --target driver_avx2
+	$(PYTHON) tests/native/count_instructions.py build/driver/tests/native/driver_avx2 $(INSTRUCTIONS_OPTIONS)
 
 lint: install
 	$(BIN)/ruff check .
