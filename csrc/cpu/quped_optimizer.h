@@ -43,6 +43,16 @@ constexpr bool kStreams = true;
 constexpr bool kStreams = false;  // too few registers, or no fused multiply-add
 #endif
 
+QK_HD void fetch(const float* from) {
+#if defined(__GNUC__)
+  __builtin_prefetch(from);
+#else
+  (void)from;
+#endif
+}
+
+constexpr int kAhead = 512;  // elements: further than instructions in flight reach
+
 // Moved weights as they are made, a vector at a time: the loop that takes them then waits for memory and computes at
 // once. move(x, g, first, second) is the optimizer on vectors; second may be null where kSecond is false.
 template <bool kSecond, class Move>
@@ -55,6 +65,12 @@ struct Streamed {
   Move move;
 
   QK_HD Vec whole(int i) const {
+    fetch(x + i + kAhead);
+    fetch(g + i + kAhead);
+    fetch(first + i + kAhead);
+    if constexpr (kSecond) {
+      fetch(second + i + kAhead);
+    }
     Vec a = load(first + i), b = kSecond ? load(second + i) : a;
     const Vec moved = move(load(x + i), load(g + i), a, b);
     store(a, first + i);

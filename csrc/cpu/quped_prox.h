@@ -50,11 +50,20 @@ struct Prox {
 
 // What one span finds out, by center.
 struct SpanTotals {
-  int64_t members[kMaxLevels] = {};
-  int64_t above[kMaxLevels] = {};
-  int64_t below[kMaxLevels] = {};
-  double sums[kMaxLevels] = {};         // of x - c over the members
-  double center_grad[kMaxLevels] = {};  //
+  explicit SpanTotals(int levels) {
+    const int rounded = std::max(levels, 16);  // NarrowRow adds to all its fields
+    for (int64_t* counts : {members, above, below}) {
+      std::fill_n(counts, rounded, int64_t{0});
+    }
+    std::fill_n(sums, rounded, 0.0);
+    std::fill_n(center_grad, rounded, 0.0);
+  }
+
+  int64_t members[kMaxLevels];
+  int64_t above[kMaxLevels];
+  int64_t below[kMaxLevels];
+  double sums[kMaxLevels];         // of x - c over the members
+  double center_grad[kMaxLevels];  //
   double distance = 0.0;
 };
 
@@ -64,14 +73,6 @@ struct Part {
   alignas(64) int32_t cell[kPart];  // midpoints passed: of equal centers not yet the first
   alignas(64) float gap[kPart];     // x - c
 };
-
-QK_HD void fetch(const float* from) {
-#if defined(__GNUC__)
-  __builtin_prefetch(from);
-#else
-  (void)from;
-#endif
-}
 
 // Moved weights that wait in a buffer, which is readable up to a whole vector. The next run's streams are fetched
 // meanwhile: nothing else reads memory.
@@ -138,7 +139,7 @@ class NarrowRow {
   void flush(SpanTotals& totals) {
     int64_t counts[32] = {};
     if constexpr (kBits <= 3) {
-      words_.flush(counts, 0xffffffu);
+      words_.flush(counts, ((1u << (1 << kBits)) - 1u) * 0x010101u);
       for (int k = 0; k < kField; ++k) {
         totals.members[k] += counts[k];
         totals.above[k] += counts[kField + k];

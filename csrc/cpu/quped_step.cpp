@@ -98,8 +98,6 @@ void to_first(const Cells& cells, T* totals) {
 template <class Row>
 void run_span(const Step& step, Item& item, const Span& span, const Cells& cells, Row& row, SpanTotals& totals) {
   Part part;
-  std::memset(part.moved, 0, sizeof part.moved);  // what lies behind the last element is read, and not used
-  std::memset(part.cell, 0, sizeof part.cell);
   alignas(64) float buffer[kBlock];
   CellSums new_sums(cells.levels, totals.sums), old_sums(cells.levels, totals.center_grad);
   std::optional<SoftRow> soft;
@@ -133,6 +131,7 @@ void run_span(const Step& step, Item& item, const Span& span, const Cells& cells
       const auto finish = [&](const auto& source) { row.run(source, part, n, x, codes, distance); };
       if (!row.streams() || !step.optimizer.stream(x, g, first, second, finish)) {
         step.optimizer.run(x, g, first, second, n, part.moved);
+        std::fill(part.moved + n, part.moved + (n + kVec - 1) / kVec * kVec, 0.0f);  // read, and not used
         const auto next = [&](const float* from) { return (from == nullptr ? item.x : from) + at + kPart; };
         finish(Buffered{part.moved, {next(item.x), next(item.grad), next(item.first), next(item.second)}});
       }
@@ -371,7 +370,7 @@ void quped_step(int threads, Views x, Views grad, Views quantized_grad, Views fi
     Item& item = items[tensor];
     const Cells cells(item.rows.centers_of(span.row), item.rows.levels);
     const Prox how(step.l1, step.clamp, item.strength.of(span.row), cells);
-    SpanTotals totals;
+    SpanTotals totals(item.rows.levels);
     run_levels(step, item, span, cells, how, totals);
     to_first(cells, totals.members);
     to_first(cells, totals.above);
