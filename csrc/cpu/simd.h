@@ -39,16 +39,16 @@ bool should_stream(const T* to, int64_t count) {
          reinterpret_cast<uintptr_t>(to) % (kVec * sizeof(float)) == 0;
 }
 
-// As store, or past the caches to an address aligned to 64 bytes; end_stream() before another thread may read it.
+// Copies past the caches to an address aligned to 64 bytes; end_stream() before another thread may read it.
 template <class T>
-QK_HD void store_or_stream(Vec v, bool streamed, T* to) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (streamed) {
-      stream(v, to);
-      return;
+void stream_block(const T* from, int64_t n, T* to) {
+  if constexpr (sizeof(T) == sizeof(float)) {  // should_stream says no to others
+    int64_t i = 0;
+    for (; i + kVec <= n; i += kVec) {
+      stream(load(from + i), to + i);
     }
+    std::memcpy(to + i, from + i, static_cast<size_t>(n - i) * sizeof(float));
   }
-  store(v, to);
 }
 
 template <class T>

@@ -107,6 +107,22 @@ QK_HD Ints lookup(const Table& table, Ints index) {
   return {_mm256_permutevar8x32_epi32(table.v, index.low), _mm256_permutevar8x32_epi32(table.v, index.high)};
 }
 
+// The same for 16 entries.
+constexpr int kBins = 16;
+struct BinTable {
+  __m256i low, high;
+  explicit BinTable(const void* values)
+      : low(_mm256_loadu_si256(static_cast<const __m256i*>(values))),
+        high(_mm256_loadu_si256(static_cast<const __m256i*>(values) + 1)) {}
+};
+QK_HD __m256i lookup(const BinTable& table, __m256i index) {
+  const __m256 low = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(table.low, index));
+  const __m256 high = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(table.high, index));
+  const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));  // bit 3 of the index as the sign
+  return _mm256_castps_si256(_mm256_blendv_ps(low, high, upper));
+}
+QK_HD Ints lookup(const BinTable& table, Ints index) { return {lookup(table, index.low), lookup(table, index.high)}; }
+
 constexpr int kInterleave = 2;  // vectors in flight: four registers hide the latency, more do not fit into sixteen
 
 }  // namespace qk::cpu

@@ -84,6 +84,17 @@ struct Table {
 };
 QK_HD Ints lookup(const Table& table, Ints index) { return {_mm512_permutexvar_epi32(index.v, table.v)}; }
 
+// The same for 32 floats.
+constexpr int kBins = 32;
+struct BinTable {
+  __m512i low, high;
+  explicit BinTable(const void* values)
+      : low(_mm512_loadu_si512(values)), high(_mm512_loadu_si512(static_cast<const char*>(values) + 64)) {}
+};
+QK_HD Ints lookup(const BinTable& table, Ints index) {
+  return {_mm512_permutex2var_epi32(table.low, index.v, table.high)};
+}
+
 constexpr int kInterleave = 4;  // vectors in flight: four hide the latency of a dependent chain
 
 }  // namespace qk::cpu

@@ -119,6 +119,12 @@ struct Table {
 };
 QK_HD Ints lookup(const Table& table, const Ints&) { return splat(table.value); }
 
+constexpr int kBins = 0;  // nor among more: never built
+struct BinTable {
+  explicit BinTable(const void*) {}
+};
+QK_HD Ints lookup(const BinTable&, const Ints& index) { return index; }
+
 constexpr int kInterleave = 1;
 
 }  // namespace qk::cpu

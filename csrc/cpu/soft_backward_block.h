@@ -6,6 +6,7 @@
 // exponential's six.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "chunk.h"
@@ -15,9 +16,11 @@
 namespace qk::cpu {
 
 struct SoftLanes {
-  alignas(64) float total[kVec];                  // of sum g
-  alignas(64) float rising[kMaxMidpoints][kVec];  // of A_j
-  alignas(64) float bump[kMaxMidpoints][kVec];    // of B_j
+  alignas(64) float total[kVec];  // of sum g
+  struct alignas(64) {
+    float rising[kVec];  // of A_j
+    float bump[kVec];    // of B_j
+  } midpoint[kMaxMidpoints];
 };
 
 template <Groups kKind, int N>
@@ -32,9 +35,10 @@ QK_HD void soft_backward_vectors(const SoftRow& row, const Vec (&g)[N], const Ve
     total = total + g[i];
   }
   store(total, lanes.total);
-  for_each_midpoint<kKind>(row, clamped, [&](int j, const Vec(&power)[N]) {
-    const Vec factor = splat(row.factor[j]), steep = splat(row.steep[j]);
-    Vec rising = load(lanes.rising[j]), bump = load(lanes.bump[j]);
+  auto* lane = lanes.midpoint;
+  for_each_midpoint<kKind>(row, clamped, [&](const SoftMidpoint& midpoint, const Vec(&power)[N]) {
+    const Vec factor = splat(midpoint.factor), steep = splat(midpoint.steep);
+    Vec rising = load(lane->rising), bump = load(lane->bump);
     for (int i = 0; i < N; ++i) {
       const Vec y = power[i] * factor;
       const Vec s = reciprocal(one + y);
@@ -44,8 +48,9 @@ QK_HD void soft_backward_vectors(const SoftRow& row, const Vec (&g)[N], const Ve
       rising = rising + gs;
       bump = bump + gh;
     }
-    store(rising, lanes.rising[j]);
-    store(bump, lanes.bump[j]);
+    store(rising, lane->rising);
+    store(bump, lane->bump);
+    ++lane;
   });
   for (int i = 0; i < N; ++i) {
     if (any(x[i] != clamped[i])) {  // far out S is flat, where h keeps its floor; NaN stays
@@ -56,56 +61,52 @@ QK_HD void soft_backward_vectors(const SoftRow& row, const Vec (&g)[N], const Ve
 }
 
 template <Groups kKind, class T, class Out>
-void soft_backward_block_of(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, bool streamed,
-                            SoftLanes& lanes) {
-  int64_t begin = 0;
-  for (; begin + kInterleave * kVec <= n; begin += kInterleave * kVec) {
+void soft_backward_block_of(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, SoftLanes& lanes) {
+  constexpr int kStep = kInterleave * kVec;
+  for (; n >= kStep; n -= kStep, grad += kStep, x += kStep, grad_x += kStep) {
     Vec g[kInterleave], value[kInterleave], slope[kInterleave];
     for (int i = 0; i < kInterleave; ++i) {
-      g[i] = load(grad + begin + i * kVec);
-      value[i] = load(x + begin + i * kVec);
+      g[i] = load(grad + i * kVec);
+      value[i] = load(x + i * kVec);
     }
     soft_backward_vectors<kKind>(row, g, value, slope, lanes);
     for (int i = 0; i < kInterleave; ++i) {
-      store_or_stream(slope[i], streamed, grad_x + begin + i * kVec);
+      store(slope[i], grad_x + i * kVec);
     }
   }
-  for (; begin < n; begin += kVec) {
-    const int valid = static_cast<int>(std::min<int64_t>(kVec, n - begin));
-    const Vec g[1] = {load_some(grad + begin, valid)};  // zeros behind the last: they add nothing to a sum
-    const Vec value[1] = {load_some(x + begin, valid)};
+  for (; n > 0; n -= kVec, grad += kVec, x += kVec, grad_x += kVec) {
+    const int valid = static_cast<int>(std::min<int64_t>(kVec, n));
+    const Vec g[1] = {load_some(grad, valid)};  // zeros behind the last: they add nothing to a sum
+    const Vec value[1] = {load_some(x, valid)};
     Vec slope[1];
     soft_backward_vectors<kKind>(row, g, value, slope, lanes);
-    store_some(slope[0], valid, grad_x + begin);
+    store_some(slope[0], valid, grad_x);
   }
 }
 
 // grad_x[i] = grad[i] dS/dx for n <= kBlock elements of a row, and sum_i grad[i] dS/dc_k added to sums[k], k < m. The
 // row keeps all midpoints.
 template <class T, class Out>
-void soft_backward_block(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, double* sums,
-                         bool streamed = false) {
+void soft_backward_block(const SoftRow& row, const T* grad, const T* x, int64_t n, Out* grad_x, double* sums) {
   SoftLanes lanes;
-  const size_t used = sizeof lanes.rising[0] * static_cast<size_t>(row.midpoints);
   std::memset(lanes.total, 0, sizeof lanes.total);
-  std::memset(lanes.rising, 0, used);
-  std::memset(lanes.bump, 0, used);
+  std::memset(lanes.midpoint, 0, sizeof lanes.midpoint[0] * static_cast<size_t>(row.midpoints));
   switch (row.kind) {
     case Groups::kOne:
-      soft_backward_block_of<Groups::kOne>(row, grad, x, n, grad_x, streamed, lanes);
+      soft_backward_block_of<Groups::kOne>(row, grad, x, n, grad_x, lanes);
       break;
     case Groups::kShared:
-      soft_backward_block_of<Groups::kShared>(row, grad, x, n, grad_x, streamed, lanes);
+      soft_backward_block_of<Groups::kShared>(row, grad, x, n, grad_x, lanes);
       break;
     case Groups::kOwn:
-      soft_backward_block_of<Groups::kOwn>(row, grad, x, n, grad_x, streamed, lanes);
+      soft_backward_block_of<Groups::kOwn>(row, grad, x, n, grad_x, lanes);
       break;
   }
   double below = sum_of_lanes(lanes.total);  // A_k
   double bump_below = 0.0;                   // P d_k B_k
   for (int j = 0; j < row.midpoints; ++j) {
-    const double above = sum_of_lanes(lanes.rising[j]);
-    const double bump_above = static_cast<double>(row.steep[j]) * sum_of_lanes(lanes.bump[j]);
+    const double above = sum_of_lanes(lanes.midpoint[j].rising);
+    const double bump_above = static_cast<double>(row.midpoint[j].steep) * sum_of_lanes(lanes.midpoint[j].bump);
     sums[j] += below - above - 0.5 * (bump_below + bump_above);
     below = above;
     bump_below = bump_above;

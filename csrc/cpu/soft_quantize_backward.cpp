@@ -39,9 +39,14 @@ struct Item {
     for_float_type(x->dtype, [&](auto type) {
       using T = decltype(type);
       const bool streamed = should_stream(grad_x->as<T>() + span.begin, x->numel());
+      alignas(64) T ready[kBlock];  // of a block on its way past the caches
       for_each_block(span, [&](const Span& block) {
-        soft_backward_block(row, grad->as<T>() + block.begin, x->as<T>() + block.begin, block.end - block.begin,
-                            grad_x->as<T>() + block.begin, sums, streamed);
+        T* to = grad_x->as<T>() + block.begin;
+        const int64_t n = block.end - block.begin;
+        soft_backward_block(row, grad->as<T>() + block.begin, x->as<T>() + block.begin, n, streamed ? ready : to, sums);
+        if (streamed) {
+          stream_block(ready, n, to);
+        }
       });
       if (streamed) {
         end_stream();

@@ -33,6 +33,28 @@ enum class Groups {
   kOwn      // P t_j or P d_j too large for one reference: an exponential for each midpoint
 };
 
+inline float in_float(double a) {
+  return static_cast<float>(std::clamp(a, -static_cast<double>(FLT_MAX), static_cast<double>(FLT_MAX)));
+}
+
+// Added to the bits of a float, multiplies it by 2^power.
+inline int32_t to_exponent_field(double power) {
+  return static_cast<int32_t>(static_cast<uint32_t>(static_cast<int32_t>(power)) << 23);
+}
+
+struct SoftMidpoint {
+  float factor;    // K_j
+  float position;  // t_j
+  float step;      // d_j
+  float steep;     // P d_j
+};
+
+struct SoftGroup {
+  int first, end;       // its midpoints
+  int32_t times;        // 2^w_g relative to that of the first group, added to the exponent field
+  int32_t least, most;  // bounds of the steps
+};
+
 struct SoftRow {
   int midpoints = 0;  // kept ones
   float sharpness;
@@ -44,14 +66,10 @@ struct SoftRow {
   float reach;         // as x_max for the stretched x - t_j: kOwn alone
   Exp2Table table;
   int groups = 0;
-  int first[kMaxMidpoints + 1];   // group g has midpoints [first[g], first[g + 1])
-  int32_t times[kMaxMidpoints];   // of group g: 2^w_g, added to the exponent field; relative to the first group
-  int32_t least[kMaxMidpoints];   // of group g: bounds of the steps
-  int32_t most[kMaxMidpoints];    //
-  float factor[kMaxMidpoints];    // K_j
-  float midpoint[kMaxMidpoints];  // t_j
-  float step[kMaxMidpoints];      // d_j
-  float steep[kMaxMidpoints];     // P d_j
+  SoftGroup group[kMaxMidpoints];
+  SoftMidpoint midpoint[kMaxMidpoints];
+  double exponent[kMaxMidpoints];  // w_j
+  double reference = 0.0;          // the power of two that the table stands for at x = 0
 
   SoftRow(const float* centers, int levels, float sharpness_, Midpoints which)
       : sharpness(sharpness_),
@@ -60,8 +78,8 @@ struct SoftRow {
         rate(static_cast<float>(sharpness_ / stretch_of(sharpness_) * kLog2E)),
         stretch(stretch_of(sharpness_)),
         table() {
-    double exponent[kMaxMidpoints] = {};  // w_j
-    bool near = stretch == 1.0f;          // a NaN is not near
+    exponent[0] = 0.0;
+    bool near = stretch == 1.0f;  // a NaN is not near
     for (int j = 0; j + 1 < levels; ++j) {
       const double low = centers[j], high = centers[j + 1];
       // The last is kept where all are equal, so that there is a sigmoid for NaN to pass through.
@@ -72,14 +90,13 @@ struct SoftRow {
       exponent[midpoints] = rate * t;
       // The second keeps P d_j 2^-64, what is left of the slope far out, too small to be seen.
       near = near && std::fabs(rate * t) < kMaxExponent - 2 * kReach && rate * (high - low) < kMaxExponent;
-      midpoint[midpoints] = static_cast<float>(t);
-      step[midpoints] = static_cast<float>(high - low);
-      steep[midpoints] = static_cast<float>(sharpness_ * (high - low));
+      midpoint[midpoints] = {1.0f, static_cast<float>(t), static_cast<float>(high - low),
+                             static_cast<float>(sharpness_ * (high - low))};
       ++midpoints;
     }
     reach = in_float(kOwnReach / static_cast<double>(rate));
     if (near) {
-      share(exponent);
+      share();
     } else {
       stand_alone();
     }
@@ -90,15 +107,7 @@ struct SoftRow {
 
   static float stretch_of(float sharpness) { return sharpness > FLT_MAX / 2 ? 4.0f : 1.0f; }
 
-  static float in_float(double a) {
-    return static_cast<float>(std::clamp(a, -static_cast<double>(FLT_MAX), static_cast<double>(FLT_MAX)));
-  }
-
-  static int32_t to_exponent_field(double power) {
-    return static_cast<int32_t>(static_cast<uint32_t>(static_cast<int32_t>(power)) << 23);
-  }
-
-  void share(const double* exponent) {
+  void share() {
     const double base = std::floor(exponent[0]);
     const double offset = exponent[0] - base;  // the table carries the fraction of w_1, so that K_1 is a power of two
     double power[kMaxMidpoints] = {};
@@ -107,18 +116,17 @@ struct SoftRow {
       while (end < midpoints && std::fabs(exponent[end] - exponent[j]) <= kGroupBits) {
         ++end;
       }
-      first[groups] = j;
       power[groups] = std::rint(0.5 * (exponent[j] + exponent[end - 1]) - offset);
+      const auto center = static_cast<int32_t>(power[groups]);
+      group[groups] = {j, end, to_exponent_field(power[groups] - power[0]), steps_of(-center - kReach),
+                       steps_of(-center + kReach)};
       for (; j < end; ++j) {
-        factor[j] = static_cast<float>(std::exp2(exponent[j] - offset - power[groups]));
+        midpoint[j].factor = static_cast<float>(std::exp2(exponent[j] - offset - power[groups]));
       }
-      least[groups] = steps_of(static_cast<int32_t>(-power[groups]) - kReach);
-      most[groups] = steps_of(static_cast<int32_t>(-power[groups]) + kReach);
-      times[groups] = to_exponent_field(power[groups] - power[0]);
       ++groups;
     }
-    first[groups] = midpoints;
     table = Exp2Table(offset, to_exponent_field(power[0]));
+    reference = offset + power[0];
     kind = groups == 1 ? Groups::kOne : Groups::kShared;
     x_min = in_float((power[0] - kReach) / rate);
     x_max = in_float((power[groups - 1] + kReach) / rate);
@@ -128,38 +136,38 @@ struct SoftRow {
     kind = Groups::kOwn;
     x_min = -FLT_MAX;
     x_max = FLT_MAX;
-    for (int j = 0; j < midpoints; ++j) {
-      factor[j] = 1.0f;
-    }
   }
 };
 
 // Finite, and no further out than changes anything; NaN stays.
 QK_HD Vec clamp_to(const SoftRow& row, Vec x) { return smaller(splat(row.x_max), larger(splat(row.x_min), x)); }
 
-// body(j, E) for every midpoint in order, with E[i] K_j = exp(-P (x[i] - t_j)); x as clamp_to gives it. The body is
-// given E, not y, so that it may fuse the product.
+// body(midpoint, E) for every midpoint in order, with E[i] K_j = exp(-P (x[i] - t_j)); x as clamp_to gives it. The body
+// is given E, not y_j, so that it may fuse the product.
 template <Groups kKind, int N, class Body>
 QK_HD void for_each_midpoint(const SoftRow& row, const Vec (&x)[N], Body&& body) {
   const Table table(row.table.entry);
   const Vec rate = splat(-row.rate);
+  const SoftMidpoint* midpoint = row.midpoint;
+  const SoftMidpoint* const last = row.midpoint + row.midpoints;
   Vec powers[N];
   if constexpr (kKind == Groups::kOwn) {
     const Vec most = splat(row.reach), least = splat(-row.reach), stretch = splat(row.stretch);
-    for (int j = 0; j < row.midpoints; ++j) {
+    for (; midpoint != last; ++midpoint) {
       for (int i = 0; i < N; ++i) {
-        const Exp2 e = exp2_of_product(rate, smaller(most, larger(least, (x[i] - splat(row.midpoint[j])) * stretch)));
+        const Vec distance = (x[i] - splat(midpoint->position)) * stretch;
+        const Exp2 e = exp2_of_product(rate, smaller(most, larger(least, distance)));
         powers[i] = exp2_of(e.mantissa, lookup(table, e.steps) + shift_to_exponent(e.steps));
       }
-      body(j, powers);
+      body(*midpoint, powers);
     }
   } else if constexpr (kKind == Groups::kOne) {
     for (int i = 0; i < N; ++i) {
       const Exp2 e = exp2_of_product(rate, x[i]);
       powers[i] = exp2_of(e.mantissa, lookup(table, e.steps) + shift_to_exponent(e.steps));
     }
-    for (int j = 0; j < row.midpoints; ++j) {
-      body(j, powers);
+    for (; midpoint != last; ++midpoint) {
+      body(*midpoint, powers);
     }
   } else {
     Exp2 e[N];
@@ -168,14 +176,14 @@ QK_HD void for_each_midpoint(const SoftRow& row, const Vec (&x)[N], Body&& body)
       e[i] = exp2_of_product(rate, x[i]);
       entry[i] = lookup(table, e[i].steps);
     }
-    for (int g = 0; g < row.groups; ++g) {
-      const Ints least = splat(row.least[g]), most = splat(row.most[g]), times = splat(row.times[g]);
+    for (const SoftGroup* group = row.group; midpoint != last; ++group) {
+      const Ints least = splat(group->least), most = splat(group->most), times = splat(group->times);
       for (int i = 0; i < N; ++i) {
         const Ints steps = smaller(most, larger(least, e[i].steps));
         powers[i] = exp2_of(e[i].mantissa, entry[i] + (shift_to_exponent(steps) + times));
       }
-      for (int j = row.first[g]; j < row.first[g + 1]; ++j) {
-        body(j, powers);
+      for (const SoftMidpoint* const end = row.midpoint + group->end; midpoint != end; ++midpoint) {
+        body(*midpoint, powers);
       }
     }
   }
