@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from qupedkern.ops import OPS
 from qupedkern.ops._rows import midpoints
 from qupedkern.testing.harness import check, compute_type, running_backends, same_bits, upcast
 from qupedkern.testing.strategies import FLOATS, Limits, soft_quantize_inputs
-from qupedkern.testing.tolerances import BOUNDS, ROUNDOFF, SECOND_ORDER, SMALLEST, with_output_rounding
+from qupedkern.testing.tolerances import BOUNDS, ROUNDOFF, SECOND_ORDER, SMALLEST, assert_close, with_output_rounding
 
 ON_EVERY_BACKEND = pytest.mark.parametrize("backend", running_backends())
 NATIVE = Limits((torch.float32, torch.bfloat16, torch.float16), numel=600)  # types that every backend takes
@@ -223,3 +223,46 @@ def test_the_largest_sharpness_is_within_the_bound(backend: str) -> None:
     args = OPS["soft_quantize"].prepare(x, centers, torch.finfo(torch.float32).max)
     check("soft_quantize", args, backend)
     check("soft_quantize_backward", (torch.ones_like(x[:-1]), args[0][:-1], *args[1:]), backend)
+
+
+@ON_EVERY_BACKEND
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_long_row_agrees_with_its_short_pieces(backend: str, data: st.DataObject) -> None:
+    """A kernel may look at the midpoints near x alone in a long row with many, and at all of them in a short one."""
+    m = data.draw(st.sampled_from([5, 6, 7, 8, 12, 16, 17, 32, 33, 64]))
+    steps_per_gap = data.draw(st.sampled_from([1.0, 5.0, 10.0, 17.0, 40.0, 200.0, 1e4]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1)))
+    even = torch.linspace(-1, 1, m) + data.draw(st.sampled_from([0.0, 1.0, 300.0]))
+    spread = torch.randn(m, generator=generator)
+    centers = data.draw(st.sampled_from([even, spread, spread * 1e-30, spread * 1e30])).sort().values
+    middle, width = (centers[0] + centers[-1]) / 2, centers[-1] - centers[0]
+    x = middle + 0.5 * width * torch.randn(4096 + 37, generator=generator)
+    x[::97] = centers[torch.arange(x[::97].numel()) % m]
+    x[5], x[6], x[7] = math.inf, -math.inf, math.nan
+    sharpness = steps_per_gap * (m - 1) / float(width)
+    with qk.use_backend(backend):
+        whole = qk.soft_quantize(x, centers, sharpness)
+        pieces = torch.cat([qk.soft_quantize(piece, centers, sharpness) for piece in x.split(1000)])
+    bound = bound_of(x, centers, sharpness, whole)
+    expected = OPS["soft_quantize"].reference(*upcast(OPS["soft_quantize"].prepare(x, centers, sharpness)))
+    assert_close(whole, expected, bound, "a long row")
+    assert_close(pieces, expected, bound, "its pieces")
+    assert bool(whole[7].isnan())
+    if backend != "eager":  # whose sum of rounded steps can stop short of the last center
+        assert torch.equal(whole[5:7], centers[[-1, 0]])
+
+
+@pytest.mark.parametrize("backend", [name for name in running_backends() if name != "eager"])
+def test_the_exponential_is_within_2_ulp(backend: str) -> None:
+    """Far below its only midpoint S - c_1 is d exp(z) to within exp(2z), z = P (x - t); d is a power of two.
+
+    2 ulp are 4u; P in powers of two is rounded to float32, u |z|; the reciprocal, its denominator and the product with d
+    are off by 2u, u and u.
+    """
+    x = -torch.linspace(17.5, 43.5, 2_000_003, dtype=torch.float64).float()
+    d, u = 2.0**-60, ROUNDOFF[torch.float32]
+    with qk.use_backend(backend):
+        value = qk.soft_quantize(x, torch.tensor([0.0, d]), 1.0).double()
+    z = x.double() - d / 2
+    assert bool(((value / d - z.exp()).abs() <= z.exp() * (8 * u + z.abs() * u + z.exp())).all())
