@@ -94,6 +94,26 @@ TAKES_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {
 # Everything else: call, error, whole sentence.
 OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
+        lambda: qk.quped_step([X], [X, X], [], [], [], [C], [], [0.1], lr=0.1),
+        ValueError,
+        "quped_step: grad must hold 1 tensors for chain 'none', got 2",
+    ),
+    (
+        lambda: qk.quped_step([X], [X], [], [], [], [C], [], [0.1], lr=0.1, optimizer="rprop"),
+        ValueError,
+        "quped_step: optimizer must be 'sgd' or 'adam' or 'adamw', got 'rprop'",
+    ),
+    (
+        lambda: qk.quped_step([X, X], [X, X], [], [], [], [C, C[:1]], [], [0.1, 0.1], lr=0.1),
+        ValueError,
+        "quped_step: tensor 1: centers must be [m] or [G, m] with m from 2 to 256, got shape (1,)",
+    ),
+    (
+        lambda: qk.center_step([C], [C], [C], [], [0.1], rate=0.1, clip=0.0),
+        ValueError,
+        "center_step: clip must be a positive number, got 0.0",
+    ),
+    (
         lambda: qk.foreach_soft_quantize(X, [C], 1.0),
         TypeError,
         "foreach_soft_quantize: xs must be a list, one entry a tensor, got Tensor",

@@ -130,10 +130,8 @@ def refusal(op: str, args: tuple[Any, ...]) -> str | None:
                 return sentence
         elif isinstance(value, list) and not (value and isinstance(value[0], int)):
             name, allowed = next(specifications)
-            for i, tensor in enumerate(value):
-                sentence = _objection(tensor, f"{name}[{i}]", allowed)
-                if sentence is not None:
-                    return sentence
+            if not all(tensor.dtype in allowed and tensor.is_cpu for tensor in value):
+                return next(filter(None, (_objection(t, f"{name}[{i}]", allowed) for i, t in enumerate(value))))
     return None
 
 

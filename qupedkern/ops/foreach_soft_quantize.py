@@ -28,7 +28,7 @@ def _prepare(xs: Any, centers: Any, sharpness: Any) -> _Lists:
 
 
 def _allocate(x: list[Tensor], centers: list[Tensor], sharpness: list[Tensor]) -> list[Tensor]:
-    return [v.new_empty(v.shape) for v in x]
+    return [torch.empty_like(v, memory_format=torch.contiguous_format) for v in x]
 
 
 @define_op(
@@ -44,8 +44,8 @@ def reference(x: list[Tensor], centers: list[Tensor], sharpness: list[Tensor]) -
 @define_op(
     "foreach_soft_quantize_backward(Tensor[] grad, Tensor[] x, Tensor[] centers, Tensor[] sharpness) -> (Tensor[], Tensor[])",
     allocate=lambda grad, x, centers, sharpness: (
-        [v.new_empty(v.shape) for v in x],
-        [c.new_empty(c.shape) for c in centers],
+        [torch.empty_like(v, memory_format=torch.contiguous_format) for v in x],
+        [torch.empty_like(c) for c in centers],
     ),
 )
 def reference_backward(
