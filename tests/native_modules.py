@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qupedkern.ops._define import OPS
+from qupedkern.ops._define import OPS, mutated, tensors_of
+from qupedkern.testing.harness import each, unshared
 
 cpp = importlib.import_module("qupedkern.backends.cpp")
 BUILT: list[str] = cpp._info().get("cpu", [])
@@ -27,12 +28,13 @@ def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def call(module: ModuleType, op: str, *args: Any, threads: int = 1) -> tuple[Tensor, ...]:
-    """Run one kernel on poisoned outputs shaped by the op's own allocator."""
+    """Run one kernel on poisoned outputs shaped by the op's own allocator; what it writes in place, in copies, comes last."""
+    args = unshared(op, args)
     made = OPS[op].allocate(*args)
-    outputs = made if isinstance(made, tuple) else (made,)
-    outputs = tuple(poisoned(*out.shape, dtype=out.dtype) for out in outputs)
+    outputs = made if isinstance(made, tuple) else (made,) if made is not None else ()
+    outputs = tuple(each(lambda out: poisoned(*out.shape, dtype=out.dtype), out) for out in outputs)
     getattr(module, op)(threads, *map(cpp._pass, args), *map(cpp._pass, outputs))
-    return outputs
+    return (*tensors_of(outputs), *tensors_of([args[i] for i in mutated(op)]))
 
 
 def values(n: int, centers: Tensor, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -62,6 +64,6 @@ def upcast(*args: Any) -> tuple[Any, ...]:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal to the bit, any NaN equal to any other."""
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     nan = a.isnan() & b.isnan() if a.is_floating_point() else torch.zeros(a.shape, dtype=torch.bool)
     return a.dtype == b.dtype and bool(((a.view(integer) == b.view(integer)) | nan).all())

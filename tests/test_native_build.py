@@ -34,8 +34,20 @@ def _every_kernel(n: int, c: torch.Tensor, dtype: torch.dtype) -> dict[str, tupl
     codes = reference("assign", x, c)[0]
     bits = (c.shape[-1] - 1).bit_length()
     logits = (x.reshape(len(c.reshape(-1, c.shape[-1])), n), grad.reshape(-1, n), 2.0)
+    lists = ([x, x[:0]], [c, sorted_centers(2)], [steep, steep])
+    first, t = torch.zeros(x.shape), torch.tensor([0.01])
+    step = ([x.float()], [grad.float()], [grad.float().flip(0)], [first], [first.clone()], [c], [steep], [t])
+    counts = [torch.arange(3 * c.numel()).reshape(*c.shape[:-1], 3, c.shape[-1])]
     return {
         "assign": (x, c),
+        "center_step": ([c], [c.flip(-1)], counts, [], [t], t, "l1", "counted", 10.0),
+        "distance": (x, c, "l2"),
+        "distance_backward": (torch.tensor(0.7), x, c, "l1"),
+        "foreach_soft_quantize": lists,
+        "foreach_soft_quantize_backward": ([grad, grad[:0]], *lists),
+        "init_centers": (x[: len(x) // n * min(n, 3000)], 4, len(x) // n, "kmeans", None),
+        "prox_centers": (c, x, t, "l1", "exact", None),
+        "quped_step": (*step, "soft", "adam", "l2", 0.01, 0.1, 0.9, 0.99, 1e-8, False, 3, False, True, bits),
         "dequantize": (codes, c),
         "dequantize_backward": (grad, codes, c),
         "distillation_loss": logits,

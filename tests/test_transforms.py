@@ -14,11 +14,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import qupedkern as qk
 from qupedkern.ops import OPS
-from qupedkern.ops._define import tensors_of
+from qupedkern.ops._define import mutated, tensors_of
 from qupedkern.testing.harness import as_tuple, each, gradient_arguments, running_backends, same_bits, unshared
 from qupedkern.testing.strategies import CALM, INPUTS, Limits
 
-PUBLIC = [op for op in OPS if not op.endswith("_backward")]
+# A step of an optimizer writes its arguments and returns lists, which torch.compile cannot functionalize.
+PUBLIC = [op for op in OPS if not op.endswith("_backward") and not mutated(op)]
 BACKENDS = running_backends()
 MOVES_CLOSE = Limits((torch.float32,), finite=True, numel=60)
 

@@ -77,7 +77,7 @@ def _optimizer(
         return x - x.constant(lr) * g, first, None
     assert first is not None
     assert second is not None
-    if decay != 0:
+    if decay != 0 and optimizer == "adamw":
         x = x * x.constant(1 - lr * decay)
     weight = x.constant(1 - beta1)
     # Past one half a linear interpolation starts from its other end; the larger of both bounds holds for either.
