@@ -82,10 +82,10 @@ def fused_update(
     relaxed: Relaxed | None,
     strengths: list[Tensor | float] | None,
     norm: str,
-) -> list[Codebook]:
-    """Step, prox and count every weight it can, in one call a parameter group; the codebooks it has done.
+) -> None:
+    """Step, prox and count every weight it can, in one call a parameter group.
 
-    Each of them has its .statistics, and its centers the gradient of this evaluation where there was a relaxed one.
+    A codebook it has done has its .statistics, and its centers the gradient of this evaluation where there was a relaxed one.
     """
     calls: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     rules: dict[int, _Rule | None] = {}
@@ -98,7 +98,6 @@ def fused_update(
             step, _ = _state(inner, x, rule)
             key = (id(book.group), step, x.dtype, x.device, through is None, x.grad is None)
             calls[key].append(i)
-    done = []
     for (group, step, _, _, no_chain, no_grad), members in calls.items():
         rule, books = rules[group], [codebooks[i] for i in members]
         assert rule is not None
@@ -136,8 +135,6 @@ def fused_update(
                 book.centers.grad = center_grad[k]
             if rule.optimizer != "sgd":
                 inner.state[book.weight]["step"] += 1
-        done += books
-    return done
 
 
 def _strength(book: Codebook, value: Tensor | float | None) -> Tensor:
