@@ -18,26 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from qupedkern._version import __version__
-from qupedkern.nn import (
-    PackedConv2d,
-    PackedLayer,
-    PackedLinear,
-    QuantConv2d,
-    QuantLinear,
-    packed_layers,
-    quantized_layers,
-)
+from qupedkern.nn import KINDS, PackedLayer, kind_of, packed_layers, quantized_layers
 from qupedkern.nn._quantized import check_model, sorted_codebook
 from qupedkern.nn.convert import replace_modules
 from qupedkern.ops import pack_codes, unpack_codes
 
 FORMAT = "qupedkern"
 FORMAT_VERSION = 1
-KINDS: dict[str, type[PackedLayer]] = {"linear": PackedLinear, "conv2d": PackedConv2d}
-_REPLACES: dict[str, tuple[type[nn.Module], ...]] = {  # what load_ puts a packed layer in place of
-    "linear": (nn.Linear, QuantLinear, PackedLinear),
-    "conv2d": (nn.Conv2d, QuantConv2d, PackedConv2d),
-}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LONGEST_PROBLEM = 400  # characters of an error: it may quote the file
 
@@ -70,11 +57,10 @@ class Header:
 
 
 def record_of(layer: PackedLayer) -> LayerRecord:
-    kind = next(name for name, packed in KINDS.items() if type(layer) is packed)
-    shape = tuple(layer.weight_shape)
-    arguments = layer.arguments()  # type: ignore[operator]
-    has_bias = getattr(layer, "bias", None) is not None
-    return LayerRecord(kind, layer.levels, layer.bits, layer.num_groups, shape, arguments, has_bias)
+    kind = kind_of(layer)
+    assert kind is not None
+    shape, arguments = tuple(layer.weight_shape), layer.arguments_of(layer)
+    return LayerRecord(kind.name, layer.levels, layer.bits, layer.num_groups, shape, arguments, layer.bias is not None)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -295,7 +281,7 @@ def _check_tensors(path: Any, name: str, record: LayerRecord, tensors: dict[str,
     packed, centers = tensors[f"{name}.packed"], tensors[f"{name}.centers"]
     shapes = {f"{name}.centers": (record.levels,) if record.groups == 1 else (record.groups, record.levels)}
     if record.bias:
-        shapes[f"{name}.bias"] = (record.shape[0],)
+        shapes[f"{name}.bias"] = (KINDS[record.kind].packed.bias_length(record.arguments, record.shape),)
     for key, shape in shapes.items():
         came = tensors[key]
         if tuple(came.shape) != shape or came.dtype != centers.dtype or came.dtype not in _FLOATS:
@@ -316,35 +302,25 @@ def _check_layer(path: Any, name: str, record: LayerRecord, module: nn.Module | 
     """The model's own layer must be what the file describes, and of its type."""
     if module is None:
         raise _fail(path, f"the model has no layer {name!r}")
-    if type(module) not in _REPLACES[record.kind]:
+    if kind_of(module) is not KINDS[record.kind]:
         raise _fail(path, f"layer {name!r} is a {record.kind} layer, the model has a {type(module).__name__} there")
-    weight, bias = module.weight, module.bias
+    weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     if tuple(weight.shape) != record.shape or weight.dtype != dtype or (bias is not None) != record.bias:
         came = f"{dtype} {record.shape}, {'with' if record.bias else 'without'} bias"
         own = f"{weight.dtype} {tuple(weight.shape)}, {'without' if bias is None else 'with'} bias"
         raise _fail(path, f"layer {name!r} does not fit the model's: file {came}; model {own}")
-    arguments = _arguments(record, module)
+    arguments = KINDS[record.kind].packed.arguments_of(module)
     if arguments != record.arguments:
         raise _fail(path, f"layer {name!r} does not fit the model's: file {record.arguments}, model {arguments}")
-
-
-def _arguments(record: LayerRecord, module: nn.Module) -> dict[str, Any]:
-    """What rebuilds the model's layer: taken from the model, so that the file's can only agree."""
-    if isinstance(module, PackedLayer):
-        return module.arguments()  # type: ignore[operator]
-    return KINDS[record.kind].arguments_of(module)  # type: ignore[attr-defined]
 
 
 def _build(name: str, record: LayerRecord, tensors: dict[str, Tensor], module: nn.Module) -> PackedLayer:
     packed, centers = tensors[f"{name}.packed"], tensors[f"{name}.centers"]
     bias = tensors.get(f"{name}.bias") if record.bias else None
-    arguments = _arguments(record, module)
-    if record.kind == "linear":
-        layer: PackedLayer = PackedLinear(packed=packed, centers=centers, bias=bias, **arguments)
-    else:
-        layer = PackedConv2d(arguments, packed, centers, bias)
-    own_centers, own_bias = getattr(module, "centers", module.weight), module.bias
+    form = KINDS[record.kind].packed
+    layer = form(form.arguments_of(module), packed, centers, bias)  # the model's arguments, with which the file's agree
+    own_centers, own_bias = getattr(module, "centers", module.weight), getattr(module, "bias", None)
     assert isinstance(own_centers, Tensor)
     layer.centers.requires_grad_(own_centers.requires_grad)
     if isinstance(layer.bias, Tensor) and isinstance(own_bias, Tensor):

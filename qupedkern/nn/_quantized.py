@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qupedkern.ops import assign, dequantize, hard_quantize, init_centers, soft_quantize, unpack_codes
+from qupedkern.ops import assign, hard_quantize, init_centers, soft_quantize
+
+from ._packed import packed_layers
 
 MODES = ("float", "soft", "hard")
+# What every nn.Module has of its own: anything else on a layer is its geometry, or its user's.
+_MODULE_STATE = frozenset(vars(nn.Module())) | {"_compiled_call_impl"}
 DEFAULT_SHARPNESS = 10.0  # in 1/gap: 8 to 16 trained alike, 4 and 32 lost one to three points at 1 bit
 
 
@@ -63,7 +67,10 @@ def sorted_codebook(codes: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class QuantizedLayer(nn.Module):
-    """Mixin of the Quant* layers: `weight` (float), `centers` [m] or [G, m], and a mode that train() and eval() never change."""
+    """Mixin of the Quant* layers: `weight` (float), `centers` [m] or [G, m], and a mode that train() and eval() never change.
+
+    A kind is `class QuantX(QuantizedLayer, nn.X)` with a forward that uses active_weight().
+    """
 
     weight: Tensor
     centers: nn.Parameter
@@ -72,15 +79,60 @@ class QuantizedLayer(nn.Module):
         None  # S_c(x) or Q_c(x), made outside for all layers in one call; belongs to the present mode
     )
 
+    def __init__(
+        self, *args: Any, levels: int = 4, num_groups: int = 1, init: str | None = "kmeans", **options: Any
+    ) -> None:
+        """args, options: those of the float layer.  levels, num_groups: m and G.
+
+        init: how centers are drawn from the weight ("kmeans", "linspace", "quantile", "signed_mean"); None leaves zeros to
+        be loaded.
+        """
+        super().__init__(*args, **options)
+        reason = self.refusal(self)
+        if reason is not None:
+            raise ValueError(f"{type(self).__name__}: the layer cannot be quantized: {reason}")
+        self._init_quantizer(levels, num_groups, init)
+
+    @classmethod
+    def from_float(cls, layer: nn.Module, *, levels: int, num_groups: int = 1, init: str = "kmeans") -> QuantizedLayer:
+        """A quantized layer around the very parameters of `layer`: tied weights stay tied, values are kept."""
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.__dict__.update({name: value for name, value in vars(layer).items() if name not in _MODULE_STATE})
+        new._parameters.update(layer._parameters)
+        new.train(layer.training)
+        new._init_quantizer(levels, num_groups, init)
+        return new
+
+    @classmethod
+    def refusal(cls, layer: nn.Module) -> str | None:
+        """Why a float layer of this kind must stay as it is, None where it need not."""
+        return None
+
+    @classmethod
+    def outputs_of(cls, layer: nn.Module) -> int:
+        """Rows of centers that groups="channel" gives a float layer of this kind: its outputs."""
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return int(weight.shape[0])
+
     def _init_quantizer(self, levels: int, num_groups: int, init: str | None) -> None:
         """Give the layer its centers, frozen where the weight is; init=None leaves them zero, to be loaded."""
         self.weight_mode = WeightMode()
         weight = self.weight.detach()
-        if init is None:
-            centers = weight.new_zeros((levels,) if num_groups == 1 else (num_groups, levels))
-        else:
-            centers = init_centers(weight, levels, num_groups, method=init).to(weight.dtype)
-        self.centers = nn.Parameter(centers, requires_grad=self.weight.requires_grad)
+        self.centers = nn.Parameter(weight.new_zeros((levels,) if num_groups == 1 else (num_groups, levels)))
+        if init is not None:
+            with torch.no_grad():
+                self.centers.copy_(init_centers(self.by_rows(weight), levels, num_groups, method=init))
+        self.centers.requires_grad_(self.weight.requires_grad)
+
+    def by_rows(self, value: Tensor) -> Tensor:
+        """A view of the weight, or of what is shaped like it, whose row-major order is cut into the rows of centers."""
+        return value
+
+    def like_weight(self, rows: Tensor) -> Tensor:
+        """The inverse of by_rows."""
+        return rows
 
     @property
     def levels(self) -> int:
@@ -98,8 +150,8 @@ class QuantizedLayer(nn.Module):
         return 1 if self.centers.dim() == 1 else int(self.centers.shape[0])
 
     def codes(self) -> Tensor:
-        """uint8 codes shaped like weight."""
-        return assign(self.weight, self.centers)
+        """uint8 codes in the order of storage, shaped like by_rows(weight)."""
+        return assign(self.by_rows(self.weight), self.centers)
 
     def active_weight(self) -> Tensor:
         """The weight the layer multiplies with in its present mode, differentiable as the mode allows."""
@@ -107,51 +159,16 @@ class QuantizedLayer(nn.Module):
         if mode.name == "float":
             return self.weight
         if self.stand_in is not None:
-            return self.stand_in
+            return self.like_weight(self.stand_in)
+        x = self.by_rows(self.weight)
         if mode.name == "hard":
-            return hard_quantize(self.weight, self.centers, mode.straight_through)
+            return self.like_weight(hard_quantize(x, self.centers, mode.straight_through))
         sharpness = absolute_sharpness(self.centers, mode.sharpness) if mode.P is None else mode.P
-        return soft_quantize(self.weight, self.centers, sharpness)
+        return self.like_weight(soft_quantize(x, self.centers, sharpness))
 
-    def _quantizer_repr(self) -> str:
-        return f"levels={self.levels}, groups={self.num_groups}, mode={self.weight_mode.name}"
-
-
-class PackedLayer(nn.Module):
-    """Mixin of the Packed* layers: codes as a bit stream and one row of centers per group; no float weight is stored."""
-
-    packed: Tensor
-    centers: nn.Parameter
-    bits: int
-    weight_shape: tuple[int, ...]
-
-    def _init_packed(self, packed: Tensor, centers: Tensor, weight_shape: tuple[int, ...]) -> None:
-        self.register_buffer("packed", packed)
-        self.centers = nn.Parameter(centers.detach().clone())
-        self.bits = (centers.shape[-1] - 1).bit_length()
-        self.weight_shape = tuple(weight_shape)
-
-    @property
-    def levels(self) -> int:
-        """m, the number of centers a row."""
-        return int(self.centers.shape[-1])
-
-    @property
-    def num_groups(self) -> int:
-        """G, the number of rows of centers."""
-        return 1 if self.centers.dim() == 1 else int(self.centers.shape[0])
-
-    def codes(self) -> Tensor:
-        """uint8 codes shaped like the weight."""
-        return unpack_codes(self.packed, self.bits, self.weight_shape)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight, dequantized anew at each access; differentiable in the centers."""
-        return dequantize(self.codes(), self.centers)
-
-    def _quantizer_repr(self) -> str:
-        return f"levels={self.levels}, groups={self.num_groups}, bits={self.bits}"
+    def extra_repr(self) -> str:
+        own = f"levels={self.levels}, groups={self.num_groups}, mode={self.weight_mode.name}"
+        return f"{super().extra_repr()}, {own}"
 
 
 # What nn.Module keeps its hooks in: shared with a replacement, so that a handle's remove() still finds its hook.
@@ -175,11 +192,6 @@ def inherit_hooks(new: nn.Module, old: nn.Module) -> None:
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """Trainable quantized layers by name, each once."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
-
-
-def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
-    """Packed layers by name, each once."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLayer)}
 
 
 @contextmanager

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from qupedkern.ops import pack_codes
 
-from ._quantized import PackedLayer, QuantizedLayer, check_model, inherit_hooks, packed_layers, quantized_layers
-from .conv import PackedConv2d, QuantConv2d
-from .linear import PackedLinear, QuantLinear
+from ._packed import PackedLayer, packed_layers
+from ._quantized import QuantizedLayer, check_model, inherit_hooks, quantized_layers
+from .kinds import KINDS, Kind, kind_of, plain_names
 
-QUANTIZERS: dict[type[nn.Module], Any] = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d}
+_CONVOLUTIONS = tuple(kind.plain for kind in KINDS.values() if issubclass(kind.plain, _ConvNd))
 INITS = ("kmeans", "linspace", "quantile", "signed_mean")
 Rule = Callable[[str, nn.Module], bool]
 
@@ -46,15 +46,17 @@ def _levels(op: str, bits: int | None, levels: int | None) -> int:
     return levels
 
 
-def _num_groups(name: str, weight: Any, groups: str | int) -> int:
+def _num_groups(name: str, kind: Kind, layer: nn.Module, groups: str | int) -> int:
     """Rows of centers for one weight: "tensor" 1, "channel" its output channels, an int the length of a block."""
     if groups == "tensor":
         return 1
+    weight, outputs = layer.weight, kind.trainable.outputs_of(layer)
+    assert isinstance(weight, torch.Tensor)
     if groups == "channel":
-        return int(weight.shape[0])
+        return outputs
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
         raise ValueError(f"quantize_: groups must be 'tensor', 'channel' or a block length, got {groups!r}")
-    row = weight[0].numel()
+    row = weight.numel() // outputs
     if row % groups:
         raise ValueError(f"quantize_: a block of {groups} weights must divide the {row} weights of an output of {name}")
     return weight.numel() // groups
@@ -62,9 +64,9 @@ def _num_groups(name: str, weight: Any, groups: str | int) -> int:
 
 def _default_rule(model: nn.Module) -> Rule:
     """All but the first convolution and the last linear layer."""
-    layers = [(name, module) for name, module in model.named_modules() if type(module) in QUANTIZERS]
-    convolutions = [name for name, module in layers if isinstance(module, nn.Conv2d)]
-    linears = [name for name, module in layers if isinstance(module, nn.Linear)]
+    layers = [(name, type(module)) for name, module in model.named_modules()]
+    convolutions = [name for name, kind in layers if kind in _CONVOLUTIONS]
+    linears = [name for name, kind in layers if kind is nn.Linear]
     kept = {*convolutions[:1], *linears[-1:]}
     return lambda name, module: name not in kept
 
@@ -82,9 +84,9 @@ def _unsuited(name: str, module: nn.Module, chosen: bool) -> str | None:
     """Why a layer with a weight matrix stays as it is; None where it can be quantized."""
     if isinstance(module, QuantizedLayer):
         return "already quantized"
-    if type(module) not in QUANTIZERS:
-        known = " and ".join(f"nn.{kind.__name__}" for kind in QUANTIZERS)
-        return f"{type(module).__name__} is not one of {known}"
+    kind = kind_of(module)
+    if kind is None:
+        return f"{type(module).__name__} is not one of {plain_names()}"
     if not name:
         return "it is the model itself; wrap it, for example in nn.Sequential"
     if not chosen:
@@ -98,7 +100,7 @@ def _unsuited(name: str, module: nn.Module, chosen: bool) -> str | None:
         return "its weight is empty"
     if not bool(weight.isfinite().all()):
         return "its weight is not finite"
-    return None
+    return kind.trainable.refusal(module)
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
@@ -120,7 +122,7 @@ def quantize_(
     rule: Rule | None = None,
     overrides: Mapping[str, int] | None = None,
 ) -> Conversion:
-    """Replace nn.Linear and nn.Conv2d by QuantLinear and QuantConv2d, in place; weights keep their values, mode is "float".
+    """Replace nn.Linear, nn.Conv1d, ... by QuantLinear, QuantConv1d, ..., in place; weights keep their values, mode is "float".
 
     bits: 1..8 (default 2), or levels: 2..256 (3 for ternary).  groups: one row of centers per "tensor", per output
     "channel", or per block of that many weights (must divide weight[0].numel()).  init: "kmeans" (exact), "linspace",
@@ -152,8 +154,10 @@ def quantize_(
         count = special.get(name, default_levels)
         if init == "signed_mean" and count != 2:
             raise ValueError(f"quantize_: init 'signed_mean' gives 2 levels, got {count} for {name}")
-        num_groups = _num_groups(name, module._parameters["weight"], groups)
-        layer = QUANTIZERS[type(module)].from_float(module, levels=count, num_groups=num_groups, init=init)
+        kind = kind_of(module)
+        assert kind is not None
+        num_groups = _num_groups(name, kind, module, groups)
+        layer = kind.trainable.from_float(module, levels=count, num_groups=num_groups, init=init)
         _share_centers(owners, name, layer)
         replacements[module] = layer
         quantized.append(name)
@@ -172,8 +176,9 @@ def _checked_overrides(model: nn.Module, overrides: Mapping[str, int] | None) ->
             raise ValueError(
                 f"quantize_: overrides names {name!r}, which is already quantized; start from a float model"
             )
-        if name not in modules or type(modules[name]) not in QUANTIZERS:
-            raise ValueError(f"quantize_: overrides names {name!r}, which is no nn.Linear or nn.Conv2d of the model")
+        if name not in modules or kind_of(modules[name]) is None:
+            known = plain_names().replace(" and ", " or ")
+            raise ValueError(f"quantize_: overrides names {name!r}, which is no {known} of the model")
     return {name: _levels("quantize_", bits, None) for name, bits in (overrides or {}).items()}
 
 
@@ -193,16 +198,12 @@ def pack_layer(layer: QuantizedLayer) -> PackedLayer:
     centers = layer.centers.detach().to(layer.weight.dtype)
     with torch.no_grad():
         packed = pack_codes(layer.codes(), layer.bits)
-    bias = layer.bias
-    assert bias is None or isinstance(bias, torch.Tensor)
-    if isinstance(layer, QuantLinear):
-        new: PackedLayer = PackedLinear(layer.in_features, layer.out_features, packed, centers, bias)
-    elif isinstance(layer, QuantConv2d):
-        new = PackedConv2d(PackedConv2d.arguments_of(layer), packed, centers, bias)
-    else:
+    kind, bias = kind_of(layer), getattr(layer, "bias", None)
+    if kind is None:
         raise TypeError(f"pack_: there is no packed form of {type(layer).__name__}")
+    new = kind.packed(kind.packed.arguments_of(layer), packed, centers, bias)
     new.centers.requires_grad_(layer.centers.requires_grad)
-    if bias is not None:
+    if bias is not None and new.bias is not None:
         new.bias.requires_grad_(bias.requires_grad)
     return new.train(layer.training)
 
@@ -248,7 +249,7 @@ def unpack_(model: nn.Module) -> nn.Module:
     replacements: dict[nn.Module, nn.Module] = {}
     owners: dict[tuple[int, int], nn.Module] = {}
     for layer in layers.values():
-        plain = layer.to_float()  # type: ignore[operator]
+        plain = layer.to_float()
         owner = owners.setdefault((id(layer.packed), id(layer.centers)), plain)
         plain.weight = owner.weight  # shared codes and centers: a shared weight again
         replacements[layer] = plain

@@ -9,7 +9,8 @@ from torch import nn
 
 from qupedkern.ops import distance
 
-from ._quantized import PackedLayer, QuantizedLayer, check_model, packed_layers, quantized_layers
+from ._packed import PackedLayer, packed_layers
+from ._quantized import QuantizedLayer, check_model, quantized_layers
 
 _TABLE = "{:<24} {:>18} {:>6} {:>6} {:>10} {:>7} {:>11}  {}"
 
@@ -68,7 +69,7 @@ def _layer_summary(name: str, layer: QuantizedLayer | PackedLayer, parameters: i
     codes = layer.codes()
     shape = tuple(codes.shape)
     packed_bytes = -(-codes.numel() * layer.bits // 8)
-    away = float(distance(layer.weight, layer.centers)) if isinstance(layer, QuantizedLayer) else 0.0
+    away = float(distance(layer.by_rows(layer.weight), layer.centers)) if isinstance(layer, QuantizedLayer) else 0.0
     return LayerSummary(
         name=name,
         shape=shape,

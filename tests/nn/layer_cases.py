@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class LayerCase:
     """A float layer, an input for it, and how to quantize it."""
 
-    layer: nn.Linear | nn.Conv2d
+    layer: nn.Module
     x: Tensor
     levels: int
     groups: str | int
@@ -50,6 +50,28 @@ def linear_cases(draw: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> LayerCa
 
 
 @st.composite
+def conv1d_cases(draw: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> LayerCase:
+    dtype = draw(st.sampled_from(dtypes))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    groups = draw(st.sampled_from([1, 2]))
+    padding = draw(st.sampled_from([0, 1, (2,), "same", "valid"]))
+    layer = nn.Conv1d(
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 3)),
+        draw(st.sampled_from([1, 2, 3])),
+        stride=1 if padding == "same" else draw(st.sampled_from([1, 2])),
+        padding=padding,
+        dilation=draw(st.sampled_from([1, 2])),
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+        dtype=dtype,
+    )
+    x = torch.randn((*draw(st.sampled_from([(), (2,)])), layer.in_channels, 7), dtype=dtype)
+    return LayerCase(layer, x, draw(st.sampled_from(LEVELS)), _grouping(draw, layer.weight))
+
+
+@st.composite
 def conv_cases(draw: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> LayerCase:
     dtype = draw(st.sampled_from(dtypes))
     torch.manual_seed(draw(st.integers(0, 2**16)))
@@ -72,7 +94,7 @@ def conv_cases(draw: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> LayerCase
 
 
 def layer_cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> st.SearchStrategy[LayerCase]:
-    return st.one_of(linear_cases(dtypes), conv_cases(dtypes))
+    return st.one_of(linear_cases(dtypes), conv1d_cases(dtypes), conv_cases(dtypes))
 
 
 def convolutional() -> nn.Sequential:

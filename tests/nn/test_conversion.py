@@ -79,11 +79,15 @@ def test_quantizing_again_is_idempotent() -> None:
         ({"groups": 0}, ValueError, "groups must be 'tensor', 'channel' or a block length, got 0"),
         ({"init": "random"}, ValueError, "init must be one of kmeans, linspace, quantile, signed_mean, got 'random'"),
         ({"init": "signed_mean"}, ValueError, "init 'signed_mean' gives 2 levels, got 4 for 0"),
-        ({"overrides": {"1": 4}}, ValueError, "overrides names '1', which is no nn.Linear or nn.Conv2d of the model"),
+        (
+            {"overrides": {"1": 4}},
+            ValueError,
+            "overrides names '1', which is no nn.Linear, nn.Conv1d or nn.Conv2d of the model",
+        ),
         (
             {"overrides": {"nine": 4}},
             ValueError,
-            "overrides names 'nine', which is no nn.Linear or nn.Conv2d of the model",
+            "overrides names 'nine', which is no nn.Linear, nn.Conv1d or nn.Conv2d of the model",
         ),
         ({"overrides": {"9": 12}}, ValueError, "bits must be an integer from 1 to 8, got 12"),
         ({"rule": "all"}, TypeError, "rule must be a function of (name, module) or None, got str"),
@@ -204,7 +208,7 @@ def test_layers_of_other_types_are_left_with_a_reason_and_still_run() -> None:
     )
     report = qk.quantize_(model, rule=lambda *_: True)
     assert report.quantized == ("plain",)
-    other = "is not one of nn.Linear and nn.Conv2d"
+    other = "is not one of nn.Linear, nn.Conv1d and nn.Conv2d"
     for name, kind in {
         "attention": "MultiheadAttention",
         "attention.out_proj": "NonDynamicallyQuantizableLinear",

@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 import qupedkern as qk
-from qupedkern.nn import PackedConv2d, PackedLinear
+from qupedkern.nn import kind_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel lengths"
@@ -31,7 +31,7 @@ def test_packed_equals_mode_hard_and_unpacked_equals_packed_to_the_bit(case: Lay
         expected, weight, codes = model(case.x), layer.active_weight(), layer.codes()
     assert qk.pack_(model) is model
     packed = model[0]
-    assert type(packed) is (PackedLinear if isinstance(case.layer, nn.Linear) else PackedConv2d)
+    assert type(packed) is kind_of(case.layer).packed
     assert packed.packed.numel() == -(-weight.numel() * packed.bits // 8)
     assert torch.equal(packed.codes(), codes)
     assert torch.equal(packed.weight, weight)
@@ -114,9 +114,8 @@ def test_a_packed_model_moves_to_another_type_and_keeps_its_codes(dtype: torch.d
 
 def test_repr_names_geometry_levels_groups_and_bits() -> None:
     model = qk.pack_(quantized(nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Linear(6, 5, bias=False)), levels=3))
-    assert "out_channels=4" in repr(model[0])
-    assert "padding=[1, 1]" in repr(model[0])
-    assert "bias=True, levels=3, groups=1, bits=2" in repr(model[0])
+    geometry = "2, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)"
+    assert repr(model[0]) == f"PackedConv2d({geometry}, levels=3, groups=1, bits=2)"
     assert repr(model[1]) == "PackedLinear(in_features=6, out_features=5, bias=False, levels=3, groups=1, bits=2)"
 
 

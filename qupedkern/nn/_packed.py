@@ -1,0 +1,107 @@
+"""What every packed layer shares: codes as a bit stream, their centers, and the geometry of the torch layer it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qupedkern.ops import dequantize, unpack_codes
+
+
+class PackedLayer(nn.Module):
+    """Base of the Packed* layers: codes as a bit stream and one row of centers per group; no float weight is stored.
+
+    packed: uint8 bit stream of the codes.  centers: [m] or [G, m].  bias: as in the float layer.
+    A kind sets `plain` and `ARGUMENTS` and writes a forward that uses `weight`. Its attributes are those of the plain layer.
+    """
+
+    plain: type[nn.Module]  # torch's layer
+    ARGUMENTS: tuple[str, ...]  # of its constructor; its attributes have the same names
+
+    packed: Tensor
+    centers: nn.Parameter
+    bias: nn.Parameter | None
+    bits: int
+    weight_shape: tuple[int, ...]  # of the float weight
+
+    def __init__(
+        self, arguments: Mapping[str, Any], packed: Tensor, centers: Tensor, bias: Tensor | None = None
+    ) -> None:
+        """arguments: of the plain layer's constructor, without bias; tuples may be lists, as in JSON."""
+        super().__init__()
+        plain = self._empty(arguments)
+        assert isinstance(plain.weight, Tensor)
+        for name in vars(plain).keys() - vars(self).keys():
+            setattr(self, name, getattr(plain, name))
+        self.register_buffer("packed", packed)
+        self.centers = nn.Parameter(centers.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.bits = (centers.shape[-1] - 1).bit_length()
+        self.weight_shape = tuple(plain.weight.shape)
+        self._stored_shape = list(self.by_rows(plain.weight).shape)
+
+    @classmethod
+    def _empty(cls, arguments: Mapping[str, Any]) -> nn.Module:
+        """The plain layer without storage, with its bias if it can have one."""
+        built = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+        with torch.device("meta"):
+            return cls.plain(**built)
+
+    @classmethod
+    def arguments_of(cls, layer: nn.Module) -> dict[str, Any]:
+        """What, beside the tensors, rebuilds a float, Quant* or Packed* layer of this kind; JSON-able: tuples become lists."""
+        values = {name: getattr(layer, name) for name in cls.ARGUMENTS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def bias_length(cls, arguments: Mapping[str, Any], weight_shape: tuple[int, ...]) -> int:
+        """Length of the bias, from what a file says."""
+        return weight_shape[0]
+
+    def by_rows(self, value: Tensor) -> Tensor:
+        """A view of what is shaped like the weight whose row-major order is that of storage and of the rows of centers."""
+        return value
+
+    def like_weight(self, rows: Tensor) -> Tensor:
+        """The inverse of by_rows."""
+        return rows
+
+    @property
+    def levels(self) -> int:
+        """m, the number of centers a row."""
+        return int(self.centers.shape[-1])
+
+    @property
+    def num_groups(self) -> int:
+        """G, the number of rows of centers."""
+        return 1 if self.centers.dim() == 1 else int(self.centers.shape[0])
+
+    def codes(self) -> Tensor:
+        """uint8 codes in the order of storage, shaped like by_rows of the weight."""
+        return unpack_codes(self.packed, self.bits, self._stored_shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, dequantized anew at each access; differentiable in the centers."""
+        return self.like_weight(dequantize(self.codes(), self.centers))
+
+    def to_float(self) -> nn.Module:
+        """The plain torch layer with the quantized values."""
+        layer = self._empty(self.arguments_of(self))
+        layer.weight = nn.Parameter(self.weight.detach().contiguous())
+        if "bias" in layer._parameters:
+            own = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
+            layer.register_parameter("bias", own)
+        return layer.train(self.training)
+
+    def extra_repr(self) -> str:
+        own = f"levels={self.levels}, groups={self.num_groups}, bits={self.bits}"
+        return f"{self.plain.extra_repr(self)}, {own}"
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
+    """Packed layers by name, each once."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLayer)}
