@@ -178,7 +178,7 @@ HUGE = 2**40
     ("field", "value", "sentence"),
     [
         ("kind", "lstm", "has kind 'lstm', this version knows linear, "),
-        ("kind", ["linear"], "has kind ['linear'], this version knows linear, conv2d"),
+        ("kind", ["linear"], "has kind ['linear'], this version knows linear, "),
         ("kind", "conv2d", "layer '5' is a conv2d layer, the model has a Linear there"),
         ("levels", 1, "needs levels from 2 to 256, got 1"),
         ("levels", 4, "5.centers must be (4,)"),
