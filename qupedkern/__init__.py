@@ -14,7 +14,9 @@ from .explain import explain as explain
 from .nn import mode as mode
 from .nn import pack_ as pack_
 from .nn import quantize_ as quantize_
+from .nn import quantize_weights_ as quantize_weights_
 from .nn import recalibrate_ as recalibrate_
+from .nn import squared_gradients as squared_gradients
 from .nn import summary as summary
 from .nn import unpack_ as unpack_
 from .ops import assign as assign

@@ -16,11 +16,13 @@ from .convert import Conversion as Conversion
 from .convert import pack_ as pack_
 from .convert import quantize_ as quantize_
 from .convert import unpack_ as unpack_
+from .importance import squared_gradients as squared_gradients
 from .kinds import KINDS as KINDS
 from .kinds import Kind as Kind
 from .kinds import kind_of as kind_of
 from .linear import PackedLinear as PackedLinear
 from .linear import QuantLinear as QuantLinear
+from .post_training import quantize_weights_ as quantize_weights_
 from .recalibrate import Recalibration as Recalibration
 from .recalibrate import recalibrate_ as recalibrate_
 from .summary import Summary as Summary

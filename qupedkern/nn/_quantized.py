@@ -94,7 +94,9 @@ class QuantizedLayer(nn.Module):
         self._init_quantizer(levels, num_groups, init)
 
     @classmethod
-    def from_float(cls, layer: nn.Module, *, levels: int, num_groups: int = 1, init: str = "kmeans") -> QuantizedLayer:
+    def from_float(
+        cls, layer: nn.Module, *, levels: int, num_groups: int = 1, init: str | None = "kmeans"
+    ) -> QuantizedLayer:
         """A quantized layer around the very parameters of `layer`: tied weights stay tied, values are kept."""
         new = cls.__new__(cls)
         nn.Module.__init__(new)
@@ -119,12 +121,22 @@ class QuantizedLayer(nn.Module):
     def _init_quantizer(self, levels: int, num_groups: int, init: str | None) -> None:
         """Give the layer its centers, frozen where the weight is; init=None leaves them zero, to be loaded."""
         self.weight_mode = WeightMode()
-        weight = self.weight.detach()
-        self.centers = nn.Parameter(weight.new_zeros((levels,) if num_groups == 1 else (num_groups, levels)))
+        centers = self.weight.detach().new_zeros((levels,) if num_groups == 1 else (num_groups, levels))
+        self.centers = nn.Parameter(centers, requires_grad=self.weight.requires_grad)
         if init is not None:
-            with torch.no_grad():
-                self.centers.copy_(init_centers(self.by_rows(weight), levels, num_groups, method=init))
-        self.centers.requires_grad_(self.weight.requires_grad)
+            self.draw_centers(init)
+
+    @torch.no_grad()
+    def draw_centers(self, method: str, importance: Tensor | None = None) -> None:
+        """Set the centers from the weight by init_centers(method); importance: the weights of its k-means, shaped like weight.
+
+        A row whose importance is all zero says nothing of its weights: they then count alike.
+        """
+        x, mass = self.by_rows(self.weight.detach()), None
+        if importance is not None:
+            rows = self.by_rows(importance).reshape(self.num_groups, -1)
+            mass = torch.where((rows > 0).any(1, keepdim=True), rows, 1.0).reshape(x.shape)
+        self.centers.copy_(init_centers(x, self.levels, self.num_groups, method, mass))
 
     def by_rows(self, value: Tensor) -> Tensor:
         """A view of the weight, or of what is shaped like it, whose row-major order is cut into the rows of centers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,11 +33,12 @@ class Conversion:
         return "\n".join(lines)
 
 
-def _levels(op: str, bits: int | None, levels: int | None) -> int:
+def levels_of(op: str, bits: int | None, levels: int | None, default_bits: int = 2) -> int:
+    """The number of centers a row that bits or levels ask for."""
     if bits is not None and levels is not None:
         raise ValueError(f"{op}: give bits or levels, not both (got bits={bits}, levels={levels})")
     if levels is None:
-        bits = 2 if bits is None else bits
+        bits = default_bits if bits is None else bits
         if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
             raise ValueError(f"{op}: bits must be an integer from 1 to 8, got {bits!r}")
         return 1 << bits
@@ -46,7 +47,7 @@ def _levels(op: str, bits: int | None, levels: int | None) -> int:
     return levels
 
 
-def _num_groups(name: str, kind: Kind, layer: nn.Module, groups: str | int) -> int:
+def _num_groups(op: str, name: str, kind: Kind, layer: nn.Module, groups: str | int) -> int:
     """Rows of centers for one weight: "tensor" 1, "channel" its output channels, an int the length of a block."""
     if groups == "tensor":
         return 1
@@ -55,10 +56,10 @@ def _num_groups(name: str, kind: Kind, layer: nn.Module, groups: str | int) -> i
     if groups == "channel":
         return outputs
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"quantize_: groups must be 'tensor', 'channel' or a block length, got {groups!r}")
+        raise ValueError(f"{op}: groups must be 'tensor', 'channel' or a block length, got {groups!r}")
     row = weight.numel() // outputs
     if row % groups:
-        raise ValueError(f"quantize_: a block of {groups} weights must divide the {row} weights of an output of {name}")
+        raise ValueError(f"{op}: a block of {groups} weights must divide the {row} weights of an output of {name}")
     return weight.numel() // groups
 
 
@@ -133,15 +134,33 @@ def quantize_(
     Raises ValueError or TypeError, before anything is changed, for bad arguments, an unknown name in overrides, an uneven
     block, or different bits for layers that share a weight.
     """
-    special = _checked_overrides(model, overrides)
+    replacements, report = plan("quantize_", model, levels_of("quantize_", bits, levels), groups, init, rule, overrides)
+    replace_modules(model, replacements)
+    return report
+
+
+def plan(
+    op: str,
+    model: nn.Module,
+    levels: int,
+    groups: str | int,
+    init: str,
+    rule: Rule | None,
+    overrides: Mapping[str, int] | None,
+    importance: Callable[[str, QuantizedLayer], torch.Tensor | None] = lambda name, layer: None,
+) -> tuple[dict[nn.Module, QuantizedLayer], Conversion]:
+    """The Quant* layers to put in place of the model's, and the report of it; the model stays as it is.
+
+    importance: what weighs a layer's weights in its k-means; None: all count alike.
+    """
+    special = _checked_overrides(op, model, overrides)
     if rule is not None and not callable(rule):
-        raise TypeError(f"quantize_: rule must be a function of (name, module) or None, got {type(rule).__name__}")
+        raise TypeError(f"{op}: rule must be a function of (name, module) or None, got {type(rule).__name__}")
     if init not in INITS:
-        raise ValueError(f"quantize_: init must be one of {', '.join(INITS)}, got {init!r}")
-    default_levels = _levels("quantize_", bits, levels)
+        raise ValueError(f"{op}: init must be one of {', '.join(INITS)}, got {init!r}")
     rule = rule or _default_rule(model)
 
-    replacements: dict[nn.Module, nn.Module] = {}
+    replacements: dict[nn.Module, QuantizedLayer] = {}
     owners = {id(layer.weight): (name, layer) for name, layer in quantized_layers(model).items()}
     quantized, left = [], {}
     for name, module in model.named_modules():
@@ -151,46 +170,46 @@ def quantize_(
         if reason is not None:
             left[name or type(module).__name__] = reason
             continue
-        count = special.get(name, default_levels)
+        count = special.get(name, levels)
         if init == "signed_mean" and count != 2:
-            raise ValueError(f"quantize_: init 'signed_mean' gives 2 levels, got {count} for {name}")
+            raise ValueError(f"{op}: init 'signed_mean' gives 2 levels, got {count} for {name}")
         kind = kind_of(module)
         assert kind is not None
-        num_groups = _num_groups(name, kind, module, groups)
-        layer = kind.trainable.from_float(module, levels=count, num_groups=num_groups, init=init)
-        _share_centers(owners, name, layer)
+        num_groups = _num_groups(op, name, kind, module, groups)
+        layer = kind.trainable.from_float(module, levels=count, num_groups=num_groups, init=None)
+        owner = _sharer(op, owners, name, layer)
+        if owner is layer:
+            layer.draw_centers(init, importance(name, layer))
+        layer.centers = owner.centers
         replacements[module] = layer
         quantized.append(name)
-    replace_modules(model, replacements)
-    return Conversion(tuple(quantized), left)
+    return replacements, Conversion(tuple(quantized), left)
 
 
-def _checked_overrides(model: nn.Module, overrides: Mapping[str, int] | None) -> dict[str, int]:
-    """Exact module name -> levels; every name must be a layer that quantize_ knows."""
-    check_model("quantize_", model)
+def _checked_overrides(op: str, model: nn.Module, overrides: Mapping[str, int] | None) -> dict[str, int]:
+    """Exact module name -> levels; every name must be a layer that can be quantized."""
+    check_model(op, model)
     if overrides is not None and not isinstance(overrides, Mapping):
-        raise TypeError(f"quantize_: overrides must map module names to bits, got {type(overrides).__name__}")
+        raise TypeError(f"{op}: overrides must map module names to bits, got {type(overrides).__name__}")
     modules = dict(model.named_modules())
     for name in overrides or {}:
         if isinstance(modules.get(name), (QuantizedLayer, PackedLayer)):
-            raise ValueError(
-                f"quantize_: overrides names {name!r}, which is already quantized; start from a float model"
-            )
+            raise ValueError(f"{op}: overrides names {name!r}, which is already quantized; start from a float model")
         if name not in modules or kind_of(modules[name]) is None:
             known = plain_names().replace(" and ", " or ")
-            raise ValueError(f"quantize_: overrides names {name!r}, which is no {known} of the model")
-    return {name: _levels("quantize_", bits, None) for name, bits in (overrides or {}).items()}
+            raise ValueError(f"{op}: overrides names {name!r}, which is no {known} of the model")
+    return {name: levels_of(op, bits, None) for name, bits in (overrides or {}).items()}
 
 
-def _share_centers(owners: dict[int, tuple[str, QuantizedLayer]], name: str, layer: QuantizedLayer) -> None:
-    """Layers that share a weight share its centers: the first one's."""
+def _sharer(op: str, owners: dict[int, tuple[str, QuantizedLayer]], name: str, layer: QuantizedLayer) -> QuantizedLayer:
+    """The layer whose centers this one takes: the first that has its weight, which may be itself."""
     owner_name, owner = owners.setdefault(id(layer.weight), (name, layer))
     if owner.centers.shape != layer.centers.shape:
         raise ValueError(
-            f"quantize_: {name} shares its weight with {owner_name} and needs the same levels and groups, centers "
+            f"{op}: {name} shares its weight with {owner_name} and needs the same levels and groups, centers "
             f"{tuple(owner.centers.shape)}, got {tuple(layer.centers.shape)}"
         )
-    layer.centers = owner.centers
+    return owner
 
 
 def pack_layer(layer: QuantizedLayer) -> PackedLayer:
@@ -224,15 +243,19 @@ def pack_(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         if not bool(layer.weight.isfinite().all()) or not bool(layer.centers.isfinite().all()):
             raise ValueError(f"pack_: the weight and centers of {name} must be finite, got a NaN or an infinity")
-    replacements: dict[nn.Module, nn.Module] = {}
+    replace_modules(model, packed_forms(layers.values()))
+    return model
+
+
+def packed_forms(layers: Iterable[QuantizedLayer]) -> dict[nn.Module, PackedLayer]:
+    """The packed form of each Quant* layer; those that share weight and centers share codes and centers."""
+    forms: dict[nn.Module, PackedLayer] = {}
     owners: dict[tuple[int, int], PackedLayer] = {}
-    for layer in layers.values():
-        packed = pack_layer(layer)
+    for layer in layers:
+        packed = forms[layer] = pack_layer(layer)
         owner = owners.setdefault((id(layer.weight), id(layer.centers)), packed)
         packed.packed, packed.centers = owner.packed, owner.centers
-        replacements[layer] = packed
-    replace_modules(model, replacements)
-    return model
+    return forms
 
 
 def unpack_(model: nn.Module) -> nn.Module:
