@@ -17,6 +17,7 @@
 
 #include "check.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/lut_regimes.h"
 #include "kernels.h"
 #include "tensor_view.h"
 
@@ -158,6 +159,9 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   module.def("supported_instruction_sets", &cpu::supported_instruction_sets,
              "Those this processor and system run, widest last.");
 
+  module.def("set_batch_invariant", &cpu::set_batch_invariant,
+             "Pin lut_linear to the one regime that sums alike for every batch.");
+
   kernel(module, "assign", &cpu::assign, {{"x", any}, {"centers", f32}, {"codes", u8}});
   kernel(module, "center_step", &cpu::center_step,
          {{"centers", f32}, {"center_grad", f32}, {"counts", i64}, {"sums", f32}, {"strength", f32}, {"rate", f32}});
@@ -184,6 +188,8 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   kernel(module, "hard_quantize_backward", &cpu::hard_quantize_backward,
          {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "init_centers", &cpu::init_centers, {{"x", any}, {"weights", any}, {"centers", f32}});
+  kernel(module, "lut_linear", &cpu::lut_linear,
+         {{"x", any}, {"packed", u8}, {"centers", f32}, {"bias", f32}, {"out", any}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
   kernel(module, "prox_centers", &cpu::prox_centers,
          {{"centers", f32}, {"x", any}, {"strength", f32}, {"at", f32}, {"out", f32}});

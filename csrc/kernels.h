@@ -39,6 +39,8 @@ void hard_quantize_backward(int threads, View grad, View x, View centers, bool s
                             View grad_centers);
 void init_centers(int threads, View x, int64_t levels, int64_t num_groups, const std::string& method,
                   const std::optional<TensorView>& weights, View centers);
+void lut_linear(int threads, View x, View packed, View centers, const std::optional<TensorView>& bias, int64_t bits,
+                const std::vector<int64_t>& shape, View out);
 void pack_codes(int threads, View codes, int64_t bits, View packed);
 void prox_centers(int threads, View centers, View x, View strength, const std::string& norm, const std::string& method,
                   const std::optional<TensorView>& at, View out);

@@ -8,6 +8,7 @@ Importing this touches no GPU and loads neither Triton nor native code.
 from . import nn as nn
 from . import optim as optim
 from ._version import __version__ as __version__
+from .backends import batch_invariant as batch_invariant
 from .backends import use_backend as use_backend
 from .explain import backends as backends
 from .explain import explain as explain
@@ -27,6 +28,7 @@ from .ops import distillation_loss as distillation_loss
 from .ops import foreach_soft_quantize as foreach_soft_quantize
 from .ops import hard_quantize as hard_quantize
 from .ops import init_centers as init_centers
+from .ops import lut_linear as lut_linear
 from .ops import pack_codes as pack_codes
 from .ops import prox_centers as prox_centers
 from .ops import prox_weights as prox_weights

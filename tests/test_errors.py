@@ -15,6 +15,7 @@ from qupedkern.ops import OPS
 X = torch.linspace(-1, 1, 12)
 C = torch.tensor([-1.0, 0.0, 1.0])
 CODES = torch.tensor([0, 1, 2, 1], dtype=torch.uint8)
+PACKED = qk.pack_codes(CODES, 2)
 LOGITS = torch.zeros(4, 3)
 M = "meta"
 
@@ -189,6 +190,31 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: qk.pack_codes(CODES, 1), ValueError, "pack_codes: codes must be below 2**1 = 2, got 2"),
     (lambda: qk.unpack_codes(CODES, 0, (4,)), ValueError, "unpack_codes: bits must be between 1 and 8, got 0"),
     (lambda: qk.unpack_codes(CODES, 9, (4,)), ValueError, "unpack_codes: bits must be between 1 and 8, got 9"),
+    (
+        lambda: qk.lut_linear(X, PACKED, C, None, 2, (4,)),
+        TypeError,
+        "lut_linear: shape must be the weight's two sizes (out, in), got (4,)",
+    ),
+    (
+        lambda: qk.lut_linear(X, PACKED, C, None, 1, (2, 5)),
+        ValueError,
+        "lut_linear: the last size of x must be in = 5, got x of shape (12,)",
+    ),
+    (
+        lambda: qk.lut_linear(X, PACKED, C, None, 3, (2, X.shape[-1])),
+        ValueError,
+        "lut_linear: packed must have shape (9,) to hold (2, 12) codes of 3 bits, got (1,)",
+    ),
+    (
+        lambda: qk.lut_linear(torch.ones(4), PACKED, torch.arange(5.0), None, 2, (1, 4)),
+        ValueError,
+        "lut_linear: 2 bits tell 4 centers apart, got rows of 5",
+    ),
+    (
+        lambda: qk.lut_linear(torch.ones(4), PACKED, torch.arange(4.0), torch.ones(2), 2, (1, 4)),
+        ValueError,
+        "lut_linear: bias must be torch.float32 of shape (1,), got torch.float32 (2,)",
+    ),
     (lambda: qk.unpack_codes(X, 2, (4,)), TypeError, "unpack_codes: packed must be uint8, got torch.float32"),
     (
         lambda: qk.unpack_codes(CODES, 2, (4,)),

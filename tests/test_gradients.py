@@ -164,6 +164,7 @@ def test_second_derivatives_are_refused_with_a_sentence(op: str) -> None:
         "hard_quantize": lambda: qk.hard_quantize(x, c, True),
         "dequantize": lambda: qk.dequantize(torch.zeros(6, dtype=torch.uint8), c),
         "distance": lambda: qk.distance(x, c),
+        "lut_linear": lambda: qk.lut_linear(x, torch.zeros(2, dtype=torch.uint8), c, None, 1, (2, 6)).sum(),
         "distillation_loss": lambda: qk.distillation_loss(x, x.detach() / 2),
     }
     (output,) = as_tuple(calls[op]())

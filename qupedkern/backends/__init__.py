@@ -16,6 +16,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from ._invariance import batch_invariant as batch_invariant
+
 ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp",)}  # device type -> backends tried before eager
 EAGER = "eager"
 _ENVIRONMENT = "QUPEDKERN_BACKEND"

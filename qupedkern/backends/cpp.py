@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._invariance import batch_invariant
+
 NAME = "cpp"
 DEVICES = ("cpu",)
 
@@ -99,7 +101,9 @@ def _loaded() -> tuple[str, ModuleType]:
         )
     else:
         isa = forced
-    return isa, _import(isa)
+    chosen = _import(isa)
+    batch_invariant.tell(chosen.set_batch_invariant)
+    return isa, chosen
 
 
 @lru_cache(maxsize=1)

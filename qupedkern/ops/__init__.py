@@ -9,6 +9,7 @@ from .distillation_loss import distillation_loss as distillation_loss
 from .foreach_soft_quantize import foreach_soft_quantize as foreach_soft_quantize
 from .hard_quantize import hard_quantize as hard_quantize
 from .init_centers import init_centers as init_centers
+from .lut_linear import lut_linear as lut_linear
 from .pack_codes import pack_codes as pack_codes
 from .prox_centers import prox_centers as prox_centers
 from .prox_weights import prox_weights as prox_weights

@@ -60,11 +60,16 @@ def check_x_centers(op: str, x: Any, centers: Any) -> tuple[Tensor, Tensor]:
     x = check_float(op, "x", x)
     c = check_centers(op, centers, x.numel())
     check_same_device(op, x=x, centers=c)
+    return x.contiguous(), check_center_type(op, x, c)
+
+
+def check_center_type(op: str, x: Tensor, c: Tensor) -> Tensor:
+    """Contiguous centers in the compute type: those of a half x may be float32, all others must have its type."""
     half = x.dtype in (torch.bfloat16, torch.float16)
     if c.dtype != x.dtype and not (half and c.dtype == torch.float32):
         allowed = f"{x.dtype} or torch.float32" if half else f"{x.dtype}, the type of x"
         raise TypeError(f"{op}: centers must be {allowed}, got {c.dtype}")
-    return x.contiguous(), (c.float() if half else c).contiguous()
+    return (c.float() if half else c).contiguous()
 
 
 def check_per_row(op: str, name: str, value: Any, x: Tensor, centers: Tensor) -> Tensor:

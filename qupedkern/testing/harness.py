@@ -20,8 +20,10 @@ from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, wit
 
 # Decisions and moves of bits: the same bits from every backend.
 BITWISE = ("assign", "dequantize", "hard_quantize", "pack_codes", "prox_weights", "unpack_codes")
+# Products of matrices are torch's where they run eager, and its order of addition follows the number of threads.
+TORCH_PRODUCTS = (("lut_linear", EAGER), ("lut_linear_backward", EAGER))
 # Names of the arguments that gradients are for.
-LEARNABLE = ("x", "centers", "student_logits", "teacher_logits")
+LEARNABLE = ("x", "centers", "bias", "student_logits", "teacher_logits")
 
 
 def running_backends() -> tuple[str, ...]:
@@ -84,7 +86,7 @@ def run(op: str, args: tuple[Any, ...], backend: str) -> tuple[Tensor, ...] | No
     """
     args = unshared(op, args)
     with use_backend(backend), poisoned_outputs():
-        if backend == EAGER or why_not(backend, op, args) is None:
+        if not has_kernel(backend, op) or backend == EAGER or why_not(backend, op, args) is None:
             return _everything(op, args, getattr(torch.ops.qupedkern, op)(*args))
         try:
             getattr(torch.ops.qupedkern, op)(*args)

@@ -316,6 +316,57 @@ def unpack_codes_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ..
     return packed, bits, shape
 
 
+# In and out around the lanes (16), the codes of a chunk (128) and ragged on purpose.
+_FEATURES = (1, 16, 3, 0, 7, 8, 17, 31, 32, 33, 64, 100, 127, 128, 129, 256, 264, 500)
+
+
+@st.composite
+def weight_shapes(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[int, int]:
+    """(out, in) of a linear layer."""
+    if limits.lengths is LONG.lengths:
+        return draw(st.sampled_from(((3, 10_001), (40, 1024), (1, 33_000))))
+    few = [n for n in _FEATURES if n * n <= 4 * limits.numel] if limits.hostile else [2, 3, 4]
+    out = draw(st.sampled_from(few))
+    return out, draw(st.sampled_from([n for n in few if n * out <= 2 * limits.numel]))
+
+
+@st.composite
+def packed_weights(
+    draw: DrawFn, shape: tuple[int, int], dtype: torch.dtype, limits: Limits = HOSTILE
+) -> tuple[Tensor, Tensor, int]:
+    """A bit stream of codes, their centers (one row, one a channel or one a block), and bits; fewer levels than bits allow too."""
+    out, inputs = shape
+    bits = draw(bits_per_code)
+    if not limits.hostile:
+        bits = min(bits, 3)
+    levels = draw(st.sampled_from(sorted({1 << bits, max((1 << bits) - 1, 2)})))
+    blocks = [g for g in (1, out, out * inputs, 2 * out, inputs) if g and out * inputs % g == 0]
+    groups = draw(st.sampled_from([None, *blocks]))
+    if groups is not None and groups * levels > limits.work // 10:
+        groups = None
+    c = draw(centers(groups, levels, dtype, limits))
+    values = _rng(draw).integers(0, levels, size=shape, dtype=np.uint8)
+    packed = OPS["pack_codes"].reference(torch.from_numpy(values), bits)
+    return draw(layouts(packed, limits)), draw(layouts(c, limits)), bits
+
+
+@st.composite
+def lut_linear_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
+    """Always a bias; what leaving it out means is a property of its own."""
+    dtype = draw(st.sampled_from(limits.dtypes))
+    half = dtype in (torch.bfloat16, torch.float16)
+    shape = draw(weight_shapes(limits))
+    packed, c, bits = draw(packed_weights(shape, torch.float32 if half and draw(st.booleans()) else dtype, limits))
+    batches = ((1,), (3,), (), (2, 2), (0,), (5,), (16,), (17,), (33,)) if limits.hostile else ((2,), (1,), ())
+    batch = draw(st.sampled_from(batches if limits.lengths is not LONG.lengths else ((1,), (5,), (18,))))
+    x = draw(gradients((*batch, shape[1]), dtype, limits))
+    if limits.hostile and not limits.finite and x.numel() and draw(st.integers(0, 4)) == 0:
+        x = x.contiguous().clone()
+        x.view(-1)[draw(st.integers(0, x.numel() - 1))] = draw(st.sampled_from((math.nan, math.inf, -math.inf)))
+    bias = draw(gradients((shape[0],), draw(st.sampled_from((dtype, c.dtype))), limits))
+    return x, packed, c, bias, bits, shape
+
+
 @st.composite
 def masses(draw: DrawFn, x: Tensor, groups: int, limits: Limits = HOSTILE) -> Tensor:
     """Weights of weights for k-means: >= 0, none of the rows all 0; hostile ones are mostly 0, equal or far apart in size."""
@@ -505,6 +556,10 @@ INPUTS: dict[str, Callable[[Limits], SearchStrategy[tuple[Any, ...]]]] = {
     "hard_quantize": hard_quantize_inputs,
     "hard_quantize_backward": _with_gradient("hard_quantize", lambda args: args[0]),
     "init_centers": init_centers_inputs,
+    "lut_linear": lut_linear_inputs,
+    "lut_linear_backward": _with_gradient(
+        "lut_linear", lambda args: torch.empty((*args[0].shape[:-1], args[5][0]), dtype=args[0].dtype)
+    ),
     "pack_codes": pack_codes_inputs,
     "prox_centers": prox_centers_inputs,
     "prox_weights": prox_weights_inputs,

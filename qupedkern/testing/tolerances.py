@@ -17,6 +17,8 @@ from torch import Tensor
 
 from qupedkern.ops._rows import column, midpoints, split_rows
 from qupedkern.ops.assign import cell_codes
+from qupedkern.ops.dequantize import reference as dequantize
+from qupedkern.ops.unpack_codes import reference as unpack_codes
 
 ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 SMALLEST = {torch.float64: 2.0**-1074, torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
@@ -393,6 +395,73 @@ def distillation_loss_backward(
     return results[0], results[1]
 
 
+def lut_linear(
+    x: Tensor,
+    packed: Tensor,
+    centers: Tensor,
+    bias: Tensor | None,
+    bits: int,
+    shape: list[int],
+    *,
+    u: float,
+    eta: float,
+) -> tuple[Tensor]:
+    """A dot product of K terms and the bias in any order of addition: (K + 1) u (sum |w| |x| + |b|), eta for each underflow.
+
+    Where an x is infinite or NaN so is the result; nothing is claimed where a partial sum may overflow.
+    """
+    weight = _lut_weight(packed, centers, bits, shape).abs()
+    rows = x.reshape(math.prod(x.shape[:-1]), shape[1]).abs()
+    size = _finite_product(rows, weight.t()) + (0.0 if bias is None else bias.abs())
+    bound = (shape[1] + 1) * (u * size + eta)
+    return (torch.where(size > _largest(u), math.inf, bound).reshape(*x.shape[:-1], shape[0]),)
+
+
+def lut_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    centers: Tensor,
+    bias: Tensor | None,
+    bits: int,
+    shape: list[int],
+    *,
+    u: float,
+    eta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """grad_x: dot products over the outputs.  grad_bias: sums over the batch.  grad_centers: each weight's gradient is a dot
+    product over the batch, (B + 1) u of its terms, and adding n_k of them gives n_k u more. Any order of addition.
+    """
+    batch = math.prod(x.shape[:-1])
+    codes = unpack_codes(packed, bits, shape)
+    weight, rows = dequantize(codes, centers).abs(), x.reshape(batch, shape[1]).abs()
+    slopes = grad.reshape(batch, shape[0]).abs()
+    to_x = _finite_product(slopes, weight)
+    to_weight = _finite_product(slopes.t(), rows)
+    groups, levels = centers.reshape(-1, centers.shape[-1]).shape
+    by_group = (groups, codes.numel() // groups)
+    index, terms = codes.reshape(by_group).long(), to_weight.reshape(by_group)
+    total, count = _cell_total(terms, index, levels), _cell_total(torch.ones_like(terms), index, levels)
+    to_centers = (batch + 1 + count) * (u * total + eta * count)
+    to_bias = slopes.sum(0) if bias is not None else slopes.new_zeros(0)
+    sizes = (to_x, total, to_bias)
+    bounds = ((shape[0] + 1) * (u * to_x + eta), to_centers, (batch + 1) * (u * to_bias + eta))
+    shapes = (x.shape, centers.shape, to_bias.shape)
+    return tuple(  # type: ignore[return-value]
+        torch.where(size > _largest(u), math.inf, bound).reshape(like)
+        for size, bound, like in zip(sizes, bounds, shapes, strict=True)
+    )
+
+
+def _lut_weight(packed: Tensor, centers: Tensor, bits: int, shape: list[int]) -> Tensor:
+    return dequantize(unpack_codes(packed, bits, shape), centers)
+
+
+def _finite_product(a: Tensor, b: Tensor) -> Tensor:
+    """|a| |b| summed, infinities and NaN left out: they are exact."""
+    return a.nan_to_num(nan=0.0, posinf=0.0) @ b.nan_to_num(nan=0.0, posinf=0.0)
+
+
 BOUNDS: dict[str, Callable[..., tuple[Tensor | float, ...]]] = {
     "assign": _exact_where_decided,
     "dequantize": exact,
@@ -406,6 +475,8 @@ BOUNDS: dict[str, Callable[..., tuple[Tensor | float, ...]]] = {
     "hard_quantize": _exact_where_decided,
     "hard_quantize_backward": hard_quantize_backward,
     "init_centers": init_centers,
+    "lut_linear": lut_linear,
+    "lut_linear_backward": lut_linear_backward,
     "pack_codes": exact,
     "prox_centers": prox_centers,
     "prox_weights": prox_weights,

@@ -162,6 +162,25 @@ void init_centers(const Setting& s) {
   }
 }
 
+void lut_linear(const Setting& s) {
+  if (s.groups * s.length > 20000) {
+    return;  // every batch reads all of it
+  }
+  Arguments a(s);
+  const int bits = bits_of(s);
+  const Tensor packed(Dtype::uint8, {cpu::packed_bytes(a.codes.view().numel(), bits)});
+  cpu::pack_codes(1, a.codes, bits, packed);
+  const Tensor bias = uniform({s.groups}, -1.0f, 1.0f, a.random), table = uniform({s.levels}, -1.0f, 1.0f, a.random);
+  for (int64_t batch : {0, 1, 5, 18}) {
+    const Tensor x = normal(s.dtype, {batch, s.length}, 1.0f, s.hostile, a.random);
+    for (const Tensor* centers : {&a.centers, &table}) {
+      same_for_all_threads(s, {Tensor(s.dtype, {batch, s.groups})}, [&](int threads, Outputs& out) {
+        cpu::lut_linear(threads, x, packed, *centers, bias.view(), bits, {s.groups, s.length}, out[0]);
+      });
+    }
+  }
+}
+
 void pack_codes(const Setting& s) {
   const Arguments a(s);
   const int bits = bits_of(s);
@@ -245,6 +264,7 @@ const std::vector<Exercise>& exercises() {
       EXERCISE(hard_quantize),
       EXERCISE(hard_quantize_backward),
       EXERCISE(init_centers),
+      EXERCISE(lut_linear),
       EXERCISE(pack_codes),
       EXERCISE(prox_centers),
       EXERCISE(prox_weights),
