@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fl.errors import CheckpointError
-from qupedkern.packed import write_atomically
+from qupedkern.files import write_atomically
 
 Tensors = dict[str, Tensor]
 Json = Any  # what json.dumps takes: dicts with string keys, lists, numbers, strings, booleans, None

@@ -12,6 +12,10 @@ from .backends import batch_invariant as batch_invariant
 from .backends import use_backend as use_backend
 from .explain import backends as backends
 from .explain import explain as explain
+from .files import FileError as FileError
+from .files import load as load
+from .files import load_ as load_
+from .files import save as save
 from .nn import mode as mode
 from .nn import pack_ as pack_
 from .nn import quantize_ as quantize_
@@ -37,7 +41,3 @@ from .ops import soft_quantize as soft_quantize
 from .ops import unpack_codes as unpack_codes
 from .optim import QuPeD as QuPeD
 from .optim import StraightThrough as StraightThrough
-from .packed import FileError as FileError
-from .packed import load as load
-from .packed import load_ as load_
-from .packed import save as save

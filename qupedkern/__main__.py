@@ -12,7 +12,8 @@ import torch
 
 from qupedkern import backends
 from qupedkern._version import __version__
-from qupedkern.packed import LayerRecord, read_header, read_tensors
+from qupedkern.files.header import LayerRecord
+from qupedkern.files.read import open_packed
 
 
 def machine() -> str:
@@ -30,9 +31,9 @@ def brief() -> str:
 
 def inspect(path: str) -> str:
     """Per layer of a packed file: kind, shape, levels, groups, bytes; then the totals."""
-    header = read_header(path)
-    tensors = read_tensors(path, header)
-    stored = {name: tensor.nbytes for name, tensor in tensors.items() if name not in header.aliases}
+    with open_packed(path) as file:
+        file.check()
+        header, stored = file.header, {name: tensor.nbytes for name, tensor in file.container.stored.items()}
     lines = [f"{path}: packed model, format {header.version}, written by qupedkern {header.library_version}"]
     packed, weights = 0, 0
     for name, record in header.layers.items():

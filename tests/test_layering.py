@@ -26,11 +26,11 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "qupedkern.backends.",  # the package alone may be named, no backend in it
         "qupedkern.nn",
         "qupedkern.optim",
-        "qupedkern.packed",
+        "qupedkern.files",
         "qupedkern.testing",
         "triton",
     ),
-    "qupedkern/backends": ("qupedkern.ops", "qupedkern.nn", "qupedkern.optim", "qupedkern.packed", "qupedkern.testing"),
+    "qupedkern/backends": ("qupedkern.ops", "qupedkern.nn", "qupedkern.optim", "qupedkern.files", "qupedkern.testing"),
     "qupedkern/nn": (
         "qupedkern.backends",
         "qupedkern.kernels",

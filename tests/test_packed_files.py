@@ -17,8 +17,9 @@ from packed_models import X, factory, joined, packed, parts, rewritten, state
 from torch import Tensor, nn
 
 import qupedkern as qk
+from qupedkern.files import write_atomically
+from qupedkern.files.read import open_packed
 from qupedkern.nn import packed_layers
-from qupedkern.packed import read_header, write_atomically
 
 
 @pytest.fixture
@@ -74,11 +75,23 @@ def test_a_file_is_what_summary_says_and_a_header(path: Path) -> None:
     model = packed()
     (header_bytes,) = struct.unpack("<Q", path.read_bytes()[:8])
     assert path.stat().st_size == 8 + header_bytes + qk.summary(model).total_bytes
-    header = read_header(path)
+    with open_packed(path) as file:
+        header = file.header
     assert list(header.layers) == list(packed_layers(model))
     for name, layer in packed_layers(model).items():
         record = header.layers[name]
         assert (record.levels, record.bits, record.groups, record.shape) == (3, 2, 1, layer.weight_shape)
+
+
+def test_a_loaded_model_has_nothing_more_to_do_with_its_file(path: Path) -> None:
+    # tensors that were a map of the file changed with it, past every check, and a file that was cut ended the process
+    model = qk.load(factory, path)
+    before, expected = state(model), model(X)
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert state(model) == before
+    path.write_bytes(b"")
+    assert torch.equal(model(X), expected)
 
 
 class Tied(nn.Module):
@@ -109,6 +122,23 @@ def test_shared_weights_modules_and_storage_round_trip_and_are_stored_once(tmp_p
     assert loaded.c is loaded.again
     (header_bytes,) = struct.unpack("<Q", (tmp_path / "tied").read_bytes()[:8])
     assert (tmp_path / "tied").stat().st_size == 8 + header_bytes + qk.summary(model).total_bytes
+
+
+def test_what_the_model_shares_must_be_one_tensor_in_the_file(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def __init__(self, shared: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.layer = nn.LayerNorm(4), nn.LayerNorm(4), nn.Linear(4, 4)
+            if shared:
+                self.b.weight = self.a.weight
+
+    for shared in (False, True):
+        model = Pair(shared)
+        qk.quantize_weights_(model, rule=lambda *_: True)
+        qk.save(model, tmp_path / str(shared))
+    with pytest.raises(qk.FileError, match=r"a.weight and b.weight are one tensor in the model and two in the file$"):
+        qk.load(lambda: Pair(True), tmp_path / "False")
+    qk.load(lambda: Pair(False), tmp_path / "True")
 
 
 @pytest.mark.parametrize("groups", ["tensor", "channel"])
