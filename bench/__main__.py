@@ -24,9 +24,13 @@ TIMINGS = {  # command: what it times, and its names; the module of that name ha
     "step": ("quped_step, the weight update in one pass", "layer, 64k, 1M, 16M, 64M, ResNet-20"),
     "ops": ("single ops", "layer, 64k, 1M, 16M, 64M"),
     "distill": ("distillation_loss forward and backward", "numbers of examples; --m are those of classes"),
+    "linear": ("packed linear layers, cold", "4096x4096, 4096x11008, 11008x4096 (out x in)"),
     "kmeans": ("exact k-means in one dimension, in time and error", "30k, 270k, 1M, 16M"),
 }
 RESNET20 = "train_resnet20"
+ROUNDS = 15
+FLAGS = {"linear": ("--shapes", "--bits")}  # what names and levels are called, where not --tensors and --m
+CHOICES = {"ops": ("op",), "linear": ("batches", "dtypes")}  # options that only some commands have, passed to rows()
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -61,22 +65,22 @@ def time_and_show(options: argparse.Namespace) -> None:
         found = module.rows(
             options.tensors or (module.QUICK if options.quick else module.NAMES),
             options.m or module.LEVELS,
-            rounds=2 if options.quick else options.rounds,
+            rounds=2 if options.quick else options.rounds or getattr(module, "ROUNDS", ROUNDS),
             threads=options.threads,
             compiled=options.compile and not options.quick,
-            **({"op": options.op} if options.module == "ops" else {}),
+            **{name: getattr(options, name) for name in CHOICES.get(options.module, ())},
         )
         records.write(options.records_to, found)
         return
     stored = RESULTS / f"{options.module.replace('_', '-')}.jsonl"
     path = options.out or (None if options.quick and not options.show else stored)
     if options.show:
-        found = records.read(path)
+        found = [row for row in records.read(path) if _chosen(row, options)]
     else:
         found = runs.in_processes(options.arguments, options.runs)
         if path is not None:
-            records.write(path, found)
-    print("\n\n".join(table.render(found) for table in module.TABLES))
+            records.write(path, records.merged(records.read(path), found) if options.keep and path.is_file() else found)
+    print("\n\n".join(filter(None, (table.render(found) for table in module.TABLES))))
     if path is not None:
         print(f"\nrecords: {path}", file=sys.stderr)
     if path is not None and hasattr(module, "picture"):
@@ -84,17 +88,34 @@ def time_and_show(options: argparse.Namespace) -> None:
         print(f"picture: {path.with_suffix('.png')}", file=sys.stderr)
 
 
+def _chosen(row: records.Row, options: argparse.Namespace) -> bool:
+    """Whether the options ask for this row; those not given ask for all."""
+    asked = [(row.name, options.tensors), (row.m, options.m), (row.dtype, getattr(options, "dtypes", None))]
+    asked += [(row.machine["threads"], options.threads and (options.threads,))]
+    asked += [(int(row.variant.split()[-1]), options.batches)] if getattr(options, "batches", None) else []
+    return all(not wanted or value in wanted for value, wanted in asked)
+
+
 def _add_timing(parser: argparse.ArgumentParser, module: str, names: str) -> None:
-    parser.add_argument("--tensors", type=_names, metavar="NAMES", help=f"comma-separated: {names}")
-    parser.add_argument("--m", type=_numbers, metavar="NUMBERS", help="comma-separated numbers of centers")
-    parser.add_argument("--threads", type=int, help="for all (default: 1 in cache, 2 else; in training torch's own)")
+    name_flag, level_flag = FLAGS.get(module, ("--tensors", "--m"))
+    parser.add_argument(name_flag, dest="tensors", type=_names, metavar="NAMES", help=f"comma-separated: {names}")
+    counted = "bits" if level_flag == "--bits" else "numbers of centers"
+    parser.add_argument(level_flag, dest="m", type=_numbers, metavar="NUMBERS", help=f"comma-separated {counted}")
+    parser.add_argument(
+        "--threads", type=int, help="for all (default: 1 in cache, 2 else; linear: both; in training torch's own)"
+    )
     parser.add_argument("--runs", type=int, default=1, help="separate processes whose medians count (5 to publish)")
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each candidate in a process")
+    parser.add_argument(
+        "--rounds", type=int, help=f"samples of each candidate in a process (default {ROUNDS}; linear 9)"
+    )
     parser.add_argument(
         "--no-compile", dest="compile", action="store_false", help="without torch.compile, slow to start"
     )
     parser.add_argument("--quick", action="store_true", help="small, two samples: only shows that it works")
-    parser.add_argument("--show", action="store_true", help="print the tables of the records in --out; times nothing")
+    parser.add_argument("--keep", action="store_true", help="keep the stored records of cases this does not time")
+    parser.add_argument(
+        "--show", action="store_true", help="print the tables of the records in --out, all or those asked for"
+    )
     parser.add_argument("--out", type=Path, help="records (default: in bench/results; with --quick none)")
     parser.add_argument(runs.WORKER, dest="records_to", type=Path, help=argparse.SUPPRESS)
     parser.set_defaults(run=time_and_show, module=module)
@@ -116,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_timing(timing, name, names)
         if name == "ops":
             timing.add_argument("--op", help="one op (default: all)")
+        if name == "linear":
+            timing.add_argument("--batch", dest="batches", type=_numbers, metavar="NUMBERS", help="rows of the input")
+            timing.add_argument("--dtypes", type=_names, metavar="NAMES", help="of the input: float32, bfloat16")
     tasks = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
     tasks = tasks.add_subparsers(dest="task", required=True)
     _add_timing(tasks.add_parser("resnet20", help="a step by phase, by method"), RESNET20, "ResNet-20, ResNet-8")

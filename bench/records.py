@@ -19,6 +19,7 @@ class Row:
     name, m, dtype, variant: the case, title: name as tables show it.  bytes: what must be read and written at least.
     time_us_p20_p50_p80: of every candidate, by name.  machine: what it ran on.
     quality: of candidates that differ in more than time, what the case's table says it is.
+    remarks: what to know of a candidate, such as its version, or why it was not timed.
     """
 
     bench: str
@@ -32,6 +33,7 @@ class Row:
     machine: dict[str, Any]
     run: int = 0
     quality: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
     @property
     def case(self) -> tuple[str, str, str, int]:
@@ -102,3 +104,12 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 def read(path: Path) -> list[Row]:
     return [from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """The new rows, and in their old place the rows of cases that have no new ones; cases not seen before come last."""
+    by_case: dict[tuple[str, str, str, int], list[Row]] = {}
+    for row in new:
+        by_case.setdefault(row.case, []).append(row)
+    kept = list(dict.fromkeys([row.case for row in old] + list(by_case)))
+    return [row for case in kept for row in by_case.get(case, [row for row in old if row.case == case])]

@@ -8,6 +8,9 @@
 //
 // nontemporal writes around the caches: no line is read before it is written. It wins where the arrays exceed the last
 // cache and loses where they fit; which is the limit, the caller finds out by timing both.
+//
+// read_only() reads one array and returns the sum of its 32-bit integers: what a kernel that only consumes weights is
+// held against. Each thread reads its share as one stream or as two in step, prefetched past the caches' own guesses.
 
 #include <algorithm>
 #include <cstdint>
@@ -27,10 +30,12 @@ constexpr int kBytes = 32;
 #else
 constexpr int kBytes = 16;
 #endif
-typedef int32_t Vector __attribute__((vector_size(kBytes), aligned(kBytes), may_alias));
+// unsigned: sums may wrap
+typedef uint32_t Vector __attribute__((vector_size(kBytes), aligned(kBytes), may_alias));
 
 constexpr int kUnroll = 4;  // vectors of one stream in a row: whole lines, and enough loads in flight
 constexpr int64_t kStep = int64_t{kBytes} * kUnroll;
+constexpr int64_t kAhead = 2048;  // bytes; half a page
 
 inline void store_around_caches(void* to, Vector value) {
 #if defined(__AVX512F__)
@@ -74,6 +79,43 @@ void share(const char* const* sources, char* const* targets, int64_t first, int6
 #endif
 }
 
+// The sum of the integers in bytes [first, last), multiples of kStep, read as Streams parts in step; wraps around.
+template <int Streams, bool Prefetched>
+void sum_share(const char* source, int64_t first, int64_t last, int32_t* sum) {
+  const int64_t each = (last - first) / Streams / kStep * kStep;
+  Vector sums[Streams][kUnroll] = {};
+  const auto add = [&](Vector(&to)[kUnroll], const char* from) {
+    for (int u = 0; u < kUnroll; ++u) {
+      to[u] += *reinterpret_cast<const Vector*>(from + u * kBytes);
+    }
+  };
+  for (int64_t at = first; at < first + each; at += kStep) {
+    for (int s = 0; s < Streams; ++s) {
+      const char* from = source + at + s * each;
+      if constexpr (Prefetched) {
+        for (int line = 0; line < kStep; line += 64) {
+          __builtin_prefetch(from + kAhead + line, 0, 0);  // past the end it is ignored
+        }
+      }
+      add(sums[s], from);
+    }
+  }
+  for (int64_t at = first + Streams * each; at < last; at += kStep) {  // what does not divide by the streams
+    add(sums[0], source + at);
+  }
+  Vector total = {};
+  for (int s = 0; s < Streams; ++s) {
+    for (int u = 0; u < kUnroll; ++u) {
+      total += sums[s][u];
+    }
+  }
+  uint32_t wrapped = 0;  // unsigned: a sum of weights' bits may pass 2^31
+  for (int lane = 0; lane < kBytes / 4; ++lane) {
+    wrapped += static_cast<uint32_t>(total[lane]);
+  }
+  *sum = static_cast<int32_t>(wrapped);
+}
+
 using Share = void (*)(const char* const*, char* const*, int64_t, int64_t);
 
 template <bool Nontemporal>
@@ -111,5 +153,30 @@ extern "C" int stream(int threads, int sources, const char* const* source, int t
   for (std::thread& other : others) {
     other.join();
   }
+  return 0;
+}
+
+// source: `bytes` long, aligned to 64, bytes a multiple of 256; two_streams: as sum_share. Stores the sum of its 32-bit
+// integers. Returns 0, or 1 where that does not hold.
+extern "C" int read_only(int threads, const char* source, int64_t bytes, int two_streams, int32_t* sum) {
+  if (threads < 1 || bytes % kStep != 0 || reinterpret_cast<uintptr_t>(source) % 64 != 0) {
+    return 1;
+  }
+  const auto run = two_streams ? sum_share<2, true> : sum_share<1, false>;
+  const int64_t each = (bytes / kStep + threads - 1) / threads * kStep;
+  std::vector<int32_t> sums(threads);
+  std::vector<std::thread> others;
+  for (int64_t first = each; first < bytes; first += each) {
+    others.emplace_back(run, source, first, std::min(first + each, bytes), &sums[first / each]);
+  }
+  run(source, 0, std::min(each, bytes), &sums[0]);
+  for (std::thread& other : others) {
+    other.join();
+  }
+  uint32_t total = 0;
+  for (const int32_t one : sums) {
+    total += static_cast<uint32_t>(one);
+  }
+  *sum = static_cast<int32_t>(total);
   return 0;
 }

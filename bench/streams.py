@@ -46,6 +46,8 @@ def _library() -> ctypes.CDLL:
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.stream.argtypes = [integer, integer, pointer, integer, pointer, ctypes.c_int64, integer]
     library.stream.restype = integer
+    library.read_only.argtypes = [integer, pointer, ctypes.c_int64, integer, pointer]
+    library.read_only.restype = integer
     return library
 
 
@@ -98,6 +100,32 @@ def limits(threads: int, moves: Sequence[Move]) -> Mapping[str, Callable[[], Non
         "limit: streams": several(False),
         "limit: non-temporal streams": several(True),
         "limit: copy": lambda: target.copy_(source),
+    }
+
+
+def read_only(threads: int, source: Tensor, two_streams: bool) -> Callable[[], int]:
+    """A call that reads `source` once and gives the sum of its 32-bit integers, wrapped to 32 bits.
+
+    Contiguous, whole 256 bytes at an address that is a multiple of 64; ValueError for anything else. two_streams: each
+    thread reads two halves of its share in step, prefetched; which way is faster depends on the machine.
+    """
+    if not source.is_contiguous():
+        raise ValueError(f"read_only: the source must be contiguous, got strides {source.stride()}")
+    function, found = _library().read_only, ctypes.c_int32()
+
+    def run() -> int:
+        if function(threads, source.data_ptr(), source.nbytes, two_streams, ctypes.byref(found)):
+            raise ValueError(f"read_only: whole {_STEP} bytes aligned to 64 are needed, got {source.nbytes} bytes")
+        return found.value
+
+    return run
+
+
+def reads(threads: int, source: Tensor) -> Mapping[str, Callable[[], object]]:
+    """The ways to read `source` once. The limit of reading is the smallest of their times."""
+    return {
+        "limit: read": read_only(threads, source, False),
+        "limit: read, two streams": read_only(threads, source, True),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .machine import sentence
@@ -68,7 +68,7 @@ class Column:
 class Table:
     """A title, what the columns mean, and the columns after those that name the case, whose heads are tensors and variant.
 
-    level: what a row's m counts, where it is not centers.
+    level: what a row's m counts, where it is not centers.  of: the rows it shows, where it does not show all.
     """
 
     title: str
@@ -77,9 +77,13 @@ class Table:
     tensors: str = "tensors"
     variant: str = "variant"
     level: str = "m"
+    of: Callable[[Row], bool] = lambda row: True
 
     def render(self, rows: Sequence[Row]) -> str:
-        """The table, where it was measured, and how many targets are met. Rows we lose stay."""
+        """The table, where it was measured, and how many targets are met; "" without rows. Rows we lose stay."""
+        rows = [row for row in rows if self.of(row)]
+        if not rows:
+            return ""
         found = cases(rows)
         lines_of_cases: dict[tuple[str, str, str], list[Case]] = {}
         for case in found:
@@ -87,11 +91,13 @@ class Table:
         # what tells the lines apart; a variant or type that all share is said in the note
         heads = (self.tensors, self.variant, "type")
         kept = [k for k in range(3) if k == 0 or len({names[k] for names in lines_of_cases}) > 1]
+        variants = [names[1] for names in lines_of_cases]
+        shared = "" if 1 in kept or not variants[0] else f" {self.variant}: {variants[0]}, in all rows."
         lines = [
             f"### {self.title}",
             "",
             f"{sentence(rows[0].machine)} {_runs(found, self.columns[0].candidate)}{_load(rows)}",
-            f"{self.note} {_levels(self.level, found)}",
+            f"{self.note} {_levels(self.level, found)}{shared}",
             "",
         ]
         lines.append("| " + " | ".join([*(heads[k] for k in kept), *(column.title for column in self.columns)]) + " |")
@@ -99,7 +105,16 @@ class Table:
         for names, line in lines_of_cases.items():
             cells = [*(names[k] for k in kept), *(column.cell(line) for column in self.columns)]
             lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join([*lines, "", self._verdict(found)])
+        remarks = self._remarks(rows)
+        return "\n".join([*lines, "", *([f"{remarks}\n"] if remarks else []), self._verdict(found)])
+
+    def _remarks(self, rows: Sequence[Row]) -> str:
+        """What is to be known of the candidates of its columns, each once."""
+        shown = {name for column in self.columns for name in (column.candidate, column.over)}
+        said = dict.fromkeys(
+            f"{name}: {remark}." for row in rows for name, remark in row.remarks.items() if name in shown
+        )
+        return " ".join(said)
 
     def _verdict(self, found: Sequence[Case]) -> str:
         judged = [(column.target(case), column.value(case)) for case in found for column in self.columns]

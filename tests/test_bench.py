@@ -115,6 +115,19 @@ def test_a_stream_refuses_what_it_cannot_move_whole() -> None:
             streams.stream(1, tensors, tensors[:1], False)()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("two_streams", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 8, 37])
+def test_a_read_reads_every_byte_once(threads: int, two_streams: bool, steps: int) -> None:
+    (source,) = streams.scratch(1, steps * 256)
+    source = source[: steps * 256].clone()
+    total = int(source.view(torch.int32).sum(dtype=torch.int64)) if steps else 0
+    expected = (total + 2**31) % 2**32 - 2**31
+    assert streams.read_only(threads, source, two_streams)() == expected
+    with pytest.raises(ValueError, match="whole 256 bytes aligned to 64 are needed, got 252 bytes"):
+        streams.read_only(threads, torch.zeros(63), two_streams)()
+
+
 def test_the_limit_of_a_list_moves_the_bytes_of_its_tensors_but_for_a_rest() -> None:
     work = workloads.workload("ResNet-20")
     assert (len(work.shapes), work.numel) == (20, 269_824)
