@@ -1,13 +1,10 @@
-// lut_linear: y = x W^T + b with W = table[code], decoded row by row into scratch that stays in cache.
+// lut_linear: y = x W^T + b with W = table[code]: checks, and the choice of the kernel.
 
 #include "../kernels.h"
-#include "../math/pack_codes.h"
 #include "bit_stream.h"
 #include "code_check.h"
-#include "half.h"
-#include "lut_regimes.h"
+#include "lut_tiles.h"
 #include "rows.h"
-#include "simd_bits.h"
 
 namespace qk::cpu {
 namespace {
@@ -35,51 +32,6 @@ void decode(const uint8_t* packed, int64_t begin, int64_t end, uint8_t* codes) {
   }
 }
 
-// Row n of W in float32.
-template <int Bits>
-void dequantize_row(const Problem& p, int64_t n, uint8_t* codes, float* weights) {
-  const int64_t begin = n * p.in_features;
-  decode<Bits>(p.packed, begin, begin + p.in_features, codes);
-  for (int64_t k = 0; k < p.in_features; ++k) {
-    weights[k] = p.table.centers_of((begin + k) / p.table.length)[codes[k]];
-  }
-}
-
-// Sixteen partial sums over k, then these in order: the same for every batch and any number of threads.
-float dot(const float* a, const float* b, int64_t count) {
-  float lanes[kVec] = {};
-  for (int64_t k = 0; k < count; ++k) {
-    lanes[k % kVec] += a[k] * b[k];
-  }
-  float sum = 0.0f;
-  for (float lane : lanes) {
-    sum += lane;
-  }
-  return sum;
-}
-
-template <class T>
-void widen(const T* from, int64_t count, float* to) {
-  constexpr int kSize = 16;
-  int64_t i = 0;
-  for (; i + kSize <= count; i += kSize) {
-    to_float<kSize>(from + i, to + i);
-  }
-  alignas(64) T rest[kSize] = {};
-  alignas(64) float wide[kSize];
-  std::copy(from + i, from + count, rest);
-  to_float<kSize>(rest, wide);
-  std::copy_n(wide, count - i, to + i);
-}
-
-template <class T>
-T narrow(float value) {
-  alignas(64) float wide[16] = {value};
-  alignas(64) T rest[16];
-  from_float<16>(wide, rest);
-  return rest[0];
-}
-
 template <int Bits>
 int highest_code(const Problem& p, int64_t n, std::vector<uint8_t>& codes) {
   decode<Bits>(p.packed, n * p.in_features, (n + 1) * p.in_features, codes.data());
@@ -101,25 +53,6 @@ void check_codes(int threads, const Problem& p) {
                  }
                });
   check_codes_below_levels(kOp, highest, p.table.levels);
-}
-
-template <int Bits, class T>
-void run(int threads, const Problem& p, const T* x, T* out) {
-  check_codes<Bits>(threads, p);
-  std::vector<float> wide(static_cast<size_t>(p.batch * p.in_features));
-  widen(x, p.batch * p.in_features, wide.data());
-  const int64_t cost = std::max<int64_t>(p.in_features * (p.batch + 1), 1);
-  parallel_for(threads, p.out_features, std::max<int64_t>(kGrain / cost, 1), [&](int64_t first, int64_t last) {
-    std::vector<uint8_t> codes(static_cast<size_t>(p.in_features));
-    std::vector<float> weights(static_cast<size_t>(p.in_features));
-    for (int64_t n = first; n < last; ++n) {
-      dequantize_row<Bits>(p, n, codes.data(), weights.data());
-      for (int64_t b = 0; b < p.batch; ++b) {
-        const float sum = dot(wide.data() + b * p.in_features, weights.data(), p.in_features);
-        out[b * p.out_features + n] = narrow<T>(p.bias ? sum + p.bias[n] : sum);
-      }
-    }
-  });
 }
 
 }  // namespace
@@ -151,11 +84,10 @@ void lut_linear(int threads, View x, View packed, View centers, const std::optio
              std::to_string(packed.numel()));
     QK_CHECK(p.table.levels <= 1 << Bits, text(kOp, ": ", Bits, " bits tell ", 1 << Bits, " centers apart"),
              std::to_string(p.table.levels));
-    for_float_type(x.dtype, [&](auto value) {
-      using T = decltype(value);
-      run<Bits>(threads, p, x.as<T>(), out.as<T>());
-    });
+    check_codes<Bits>(threads, p);
   });
+  const LutWeights weights{p.packed, packed.numel(), n, k, p.table.centers_of(0), p.table.levels, p.table.length};
+  lut_tiles(threads, weights, bits, p.bias, batch, x, out);
 }
 
 }  // namespace qk::cpu
