@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import qupedkern as qk
+from qupedkern.nn import KINDS
 
 
 def factory() -> nn.Module:
@@ -31,6 +32,47 @@ def packed(seed: int = 0, **options: Any) -> nn.Module:
     model = factory()
     qk.quantize_(model, rule=lambda *_: True, **{"levels": 3, **options})
     return qk.pack_(model)
+
+
+EXAMPLES: dict[str, Callable[[], nn.Module]] = {  # one layer of each kind; a new kind needs one here
+    "linear": lambda: nn.Linear(6, 5),
+    "conv1d": lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular", bias=False),
+    "conv2d": lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2),
+    "conv_transpose2d": lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+    "embedding": lambda: nn.Embedding(7, 5, padding_idx=2),
+    "embedding_bag": lambda: nn.EmbeddingBag(7, 5, mode="mean"),
+}
+INPUTS: dict[str, Callable[[], Tensor]] = {
+    "linear": lambda: torch.linspace(-1, 1, 12).reshape(2, 6),
+    "conv1d": lambda: torch.linspace(-1, 1, 20).reshape(1, 2, 10),
+    "conv2d": lambda: torch.linspace(-1, 1, 144).reshape(1, 4, 6, 6),
+    "conv_transpose2d": lambda: torch.linspace(-1, 1, 64).reshape(1, 4, 4, 4),
+    "embedding": lambda: torch.tensor([[0, 6, 2]]),
+    "embedding_bag": lambda: torch.tensor([[0, 6, 2], [1, 1, 3]]),
+}
+
+
+class Zoo(nn.Module):
+    """A layer of every kind, a batch norm, a layer that shares the first one's weight, and one that stays in float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({kind: EXAMPLES[kind]() for kind in KINDS})
+        self.tied, self.norm, self.head = nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 2)
+        self.tied.weight = self.layers["linear"].weight
+        self.register_buffer("flags", torch.tensor([True, False, True]))
+        self.eval()
+
+    def forward(self) -> list[Tensor]:
+        outputs = [layer(INPUTS[kind]()) for kind, layer in self.layers.items()]
+        return [*outputs, self.head(self.norm(self.tied(INPUTS["linear"]())))]
+
+
+def packed_zoo(seed: int = 0, **options: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    model = Zoo()
+    qk.quantize_weights_(model, rule=lambda name, _: name != "head", **{"levels": 3, **options})
+    return model
 
 
 X = torch.linspace(-1, 1, 72).reshape(2, 1, 6, 6)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,59 @@ def test_a_write_cut_short_leaves_the_old_file(path: Path) -> None:
         write_atomically(path, write)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import qupedkern as qk
+from packed_models import packed
+from qupedkern.files import container
+
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def half(path, tensors, metadata, whole=container.write):
+    whole(path, tensors, metadata)
+    os.truncate(path, os.path.getsize(path) // 2)
+    die()
+
+new, path, moment = packed(seed=1), sys.argv[2], sys.argv[3]
+if moment == "write":
+    container.write = half
+else:
+    setattr(os, moment, die)
+print("ready", flush=True)
+while True:
+    qk.save(new, path)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+@pytest.mark.parametrize("moment", ["write", "replace", "0.005", "0.02"])
+def test_a_killed_process_leaves_the_old_file_or_the_new_one(path: Path, moment: str) -> None:
+    """Killed where it hurts most, and at any time."""
+    old = path.read_bytes()
+    qk.save(packed(seed=1), path.with_name("new"))
+    new = path.with_name("new").read_bytes()
+    anytime = moment[0].isdigit()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(Path(__file__).parent), str(path), "getpriority" if anytime else moment],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if anytime:
+        time.sleep(float(moment))
+        process.kill()
+    process.stdout.close()
+    assert process.wait(60) == -signal.SIGKILL
+    left = path.read_bytes()
+    assert left == old or (anytime and left == new)
+    qk.load(factory, path)
+    qk.save(packed(seed=1), path)  # what a killed process left behind is in nobody's way
+    assert path.read_bytes() == new
 
 
 def test_save_refuses_what_it_cannot_write_with_a_sentence(tmp_path: Path) -> None:
