@@ -168,6 +168,9 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   kernel(module, "dequantize", &cpu::dequantize, {{"codes", u8}, {"centers", f32}, {"out", f32}});
   kernel(module, "dequantize_backward", &cpu::dequantize_backward,
          {{"grad", any}, {"codes", u8}, {"centers", f32}, {"grad_centers", f32}});
+  kernel(module, "dequantize_packed", &cpu::dequantize_packed, {{"packed", u8}, {"centers", any}, {"out", any}});
+  kernel(module, "dequantize_packed_backward", &cpu::dequantize_packed_backward,
+         {{"grad", any}, {"packed", u8}, {"centers", f32}, {"grad_centers", f32}});
   kernel(module, "distillation_loss", &cpu::distillation_loss,
          {{"student_logits", any}, {"teacher_logits", any}, {"loss", f32}, {"statistics", f32}});
   kernel(module, "distillation_loss_backward", &cpu::distillation_loss_backward,
@@ -191,6 +194,10 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   kernel(module, "lut_linear", &cpu::lut_linear,
          {{"x", any}, {"packed", u8}, {"centers", f32}, {"bias", f32}, {"out", any}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
+  kernel(module, "packed_embedding", &cpu::packed_embedding,
+         {{"indices", i64}, {"packed", u8}, {"centers", any}, {"out", any}});
+  kernel(module, "packed_embedding_backward", &cpu::packed_embedding_backward,
+         {{"grad", any}, {"indices", i64}, {"packed", u8}, {"centers", f32}, {"grad_centers", f32}});
   kernel(module, "prox_centers", &cpu::prox_centers,
          {{"centers", f32}, {"x", any}, {"strength", f32}, {"at", f32}, {"out", f32}});
   kernel(module, "prox_weights", &cpu::prox_weights, {{"x", any}, {"centers", f32}, {"strength", f32}, {"out", any}});

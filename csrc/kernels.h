@@ -1,10 +1,10 @@
 // Every native kernel: the table of contents.
 //
 // x and what is shaped like it has G * n elements, row r being elements [r n, (r + 1) n); centers is [m] or [G, m],
-// ascending, m = 2..256; sharpness and strength are [1] or [G]. centers, sharpness and strength are float32, x is
-// float32, bfloat16 or float16. Logits are [..., K], typed like x. Tensors are contiguous. A kernel writes every
-// element of its outputs (the last arguments), computes in float32, and gives the same bits for any number of threads.
-// Wrong arguments throw std::invalid_argument with a full sentence.
+// ascending, m = 2..256; sharpness and strength are [1] or [G]. centers, sharpness and strength are float32 (centers
+// that are only looked up may be of a half type), x is float32, bfloat16 or float16. Logits are [..., K], typed like x.
+// Tensors are contiguous. A kernel writes every element of its outputs (the last arguments), computes in float32, and
+// gives the same bits for any number of threads. Wrong arguments throw std::invalid_argument with a full sentence.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,10 @@ void center_step(int threads, Views centers, Views center_grad, Views counts, Vi
                  const std::string& norm, const std::string& method, double clip);
 void dequantize(int threads, View codes, View centers, View out);
 void dequantize_backward(int threads, View grad, View codes, View centers, View grad_centers);
+void dequantize_packed(int threads, View packed, View centers, int64_t bits, const std::vector<int64_t>& shape,
+                       View out);
+void dequantize_packed_backward(int threads, View grad, View packed, View centers, int64_t bits,
+                                const std::vector<int64_t>& shape, View grad_centers);
 void distillation_loss(int threads, View student_logits, View teacher_logits, double temperature, View loss,
                        View statistics);
 void distillation_loss_backward(int threads, View grad, View student_logits, View teacher_logits, double temperature,
@@ -42,6 +46,10 @@ void init_centers(int threads, View x, int64_t levels, int64_t num_groups, const
 void lut_linear(int threads, View x, View packed, View centers, const std::optional<TensorView>& bias, int64_t bits,
                 const std::vector<int64_t>& shape, View out);
 void pack_codes(int threads, View codes, int64_t bits, View packed);
+void packed_embedding(int threads, View indices, View packed, View centers, int64_t bits,
+                      const std::vector<int64_t>& shape, View out);
+void packed_embedding_backward(int threads, View grad, View indices, View packed, View centers, int64_t bits,
+                               const std::vector<int64_t>& shape, View grad_centers);
 void prox_centers(int threads, View centers, View x, View strength, const std::string& norm, const std::string& method,
                   const std::optional<TensorView>& at, View out);
 void prox_weights(int threads, View x, View centers, View strength, const std::string& norm, View out);

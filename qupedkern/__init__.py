@@ -27,6 +27,7 @@ from .nn import unpack_ as unpack_
 from .ops import assign as assign
 from .ops import center_step as center_step
 from .ops import dequantize as dequantize
+from .ops import dequantize_packed as dequantize_packed
 from .ops import distance as distance
 from .ops import distillation_loss as distillation_loss
 from .ops import foreach_soft_quantize as foreach_soft_quantize
@@ -34,6 +35,7 @@ from .ops import hard_quantize as hard_quantize
 from .ops import init_centers as init_centers
 from .ops import lut_linear as lut_linear
 from .ops import pack_codes as pack_codes
+from .ops import packed_embedding as packed_embedding
 from .ops import prox_centers as prox_centers
 from .ops import prox_weights as prox_weights
 from .ops import quped_step as quped_step

@@ -181,6 +181,46 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "dequantize: centers must be on the device of codes, cpu, got meta; move one of them",
     ),
     (lambda: qk.dequantize(CODES, C[:2]), ValueError, "dequantize: codes must be below m = 2, got 2"),
+    (
+        lambda: qk.dequantize_packed(PACKED, C, 2, (5,)),
+        ValueError,
+        "dequantize_packed: packed must have shape (2,) to hold (5,) codes of 2 bits, got (1,)",
+    ),
+    (
+        lambda: qk.dequantize_packed(PACKED, C, 1, (4,)),
+        ValueError,
+        "dequantize_packed: 1 bits tell 2 centers apart, got rows of 3",
+    ),
+    (
+        lambda: qk.dequantize_packed(PACKED, C, 9, (4,)),
+        ValueError,
+        "dequantize_packed: bits must be between 1 and 8, got 9",
+    ),
+    (
+        lambda: qk.dequantize_packed(PACKED, C, 2, 4),
+        TypeError,
+        "dequantize_packed: shape must be a sequence of integers, got int",
+    ),
+    (
+        lambda: qk.dequantize_packed(PACKED | 3, C, 2, (4,)),
+        ValueError,
+        "dequantize_packed: codes must be below m = 3, got 3",
+    ),
+    (
+        lambda: qk.packed_embedding(torch.zeros(2), PACKED, C, 2, (2, 2)),
+        TypeError,
+        "packed_embedding: indices must be int64 or int32, got torch.float32",
+    ),
+    (
+        lambda: qk.packed_embedding(torch.zeros(2).int(), PACKED, C, 2, (4,)),
+        ValueError,
+        "packed_embedding: shape must be [V, D], the table's, got [4]",
+    ),
+    (
+        lambda: qk.packed_embedding(torch.tensor([0, 2]), PACKED, C, 2, (2, 2)),
+        ValueError,
+        "packed_embedding: indices must be from 0 to 1, got 2",
+    ),
     (lambda: qk.pack_codes([0, 1], 1), TypeError, "pack_codes: codes must be a torch.Tensor, got list"),  # type: ignore[arg-type]
     (lambda: qk.pack_codes(CODES.int(), 2), TypeError, "pack_codes: codes must be uint8, got torch.int32"),
     (lambda: qk.pack_codes(CODES, 0), ValueError, "pack_codes: bits must be between 1 and 8, got 0"),

@@ -27,7 +27,7 @@ def counter() -> ModuleType:
 def test_the_driver_runs_every_kernel() -> None:
     kernels = re.findall(r"^void (\w+)\(", (ROOT / "csrc" / "kernels.h").read_text(encoding="utf-8"), re.MULTILINE)
     text = (NATIVE / "exercises.cpp").read_text(encoding="utf-8")
-    run = re.findall(r"^ +EXERCISE(?:_OF_LISTS)?\((\w+)\)", text, re.MULTILINE)
+    run = re.findall(r"^ +EXERCISE(?:_OF_LISTS|_OF_PACKED)?\((\w+)\)", text, re.MULTILINE)
     assert sorted(run) == sorted(kernels), "one function for each kernel in tests/native/exercises.cpp, no other"
 
 

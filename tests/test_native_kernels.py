@@ -21,6 +21,8 @@ from native_modules import (
 )
 from torch import Tensor
 
+from qupedkern.ops import OPS
+
 pytestmark = NEEDS_A_BUILD
 
 SIZES = [0, 1, 3, 63, 64, 65, 1000, 4097]  # around the lanes, the chunk and the block
@@ -243,9 +245,73 @@ def test_packing_equals_the_reference_and_unpacking_inverts_it(module, bits):
         assert torch.equal(call(module, "unpack_codes", packed, bits, (n,), threads=2)[0], codes)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_packed_weights_are_read_from_any_code_on_and_not_past_their_end(module, bits, dtype):
+    for width in (1, 3, 8, 17, 65):  # rows that start inside a byte, unless bits * width is a multiple of 8
+        table, m = torch.arange(7 * width) % 2**bits, 2**bits
+        for groups in (None, 7, 7 * width):
+            c = sorted_centers(m, groups, seed=bits).to(dtype)
+            codes = table.to(torch.uint8).reshape(7, width)
+            (packed,) = reference("pack_codes", codes, bits)
+            guarded = torch.full((packed.numel() + 64,), 0xFF, dtype=torch.uint8)  # what follows must not matter
+            guarded[: packed.numel()] = packed
+            expected = c[codes.long()] if groups is None else reference("dequantize", codes, c)[0]
+            args = (guarded[: packed.numel()], c, bits, [7, width])
+            assert torch.equal(call(module, "dequantize_packed", *args)[0], expected)
+            index = torch.tensor([6, 0, 3, 3, 5])
+            assert torch.equal(call(module, "packed_embedding", index, *args, threads=2)[0], expected[index])
+
+
+def test_gradients_of_a_packed_weight_are_those_of_its_codes_to_the_bit(module):
+    for m, bits, groups, n in ((4, 2, None, 70_001), (3, 2, 3, 4097), (17, 5, 5, 333), (256, 8, 2, 9000)):
+        c = sorted_centers(m, groups)
+        codes = torch.randint(0, m, ((groups or 1) * n,), dtype=torch.uint8)
+        grad = torch.randn(codes.shape)
+        (packed,) = reference("pack_codes", codes, bits)
+        (expected,) = call(module, "dequantize_backward", grad, codes, c)
+        for threads in (1, 2):
+            args = (grad, packed, c, bits, list(codes.shape))
+            assert same_bits(call(module, "dequantize_packed_backward", *args, threads=threads)[0], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_wrong_code_or_index_is_told_before_anything_is_written(module, threads):
+    n, m = 200_000, 3
+    codes, c, index = torch.ones(n, dtype=torch.uint8), torch.arange(3.0), torch.arange(2000) % 100
+    (good,) = reference("pack_codes", codes, 2)
+    codes[-1] = 3
+    (packed,) = reference("pack_codes", codes, 2)
+    grad, shape, table = torch.ones(n), [n], [100, 2000]
+    rows = torch.ones(2000, 2000)
+    wrong_index = index.clone()
+    wrong_index[-1] = 100
+    codes_sentence = f"codes must be below m = {m}, got 3"
+    for op, args, sentence in (
+        ("dequantize", (codes, c), codes_sentence),
+        ("dequantize_backward", (grad, codes, c), codes_sentence),
+        ("dequantize_packed", (packed, c, 2, shape), codes_sentence),
+        ("dequantize_packed_backward", (grad, packed, c, 2, shape), codes_sentence),
+        ("packed_embedding", (index, packed, c, 2, table), codes_sentence),
+        ("packed_embedding", (wrong_index, good, c, 2, table), "indices must be from 0 to 99, got 100"),
+        ("packed_embedding", (-wrong_index, good, c, 2, table), "indices must be from 0 to 99, got -1"),
+        ("packed_embedding_backward", (rows, index, packed, c, 2, table), codes_sentence),
+        ("packed_embedding_backward", (rows, wrong_index, good, c, 2, table), "indices must be from 0 to 99, got 100"),
+    ):
+        out = torch.full_like(OPS[op].allocate(*args), 12345.0)
+        with pytest.raises(ValueError, match=f"^{op}: {sentence}$"):
+            getattr(module, op)(threads, *map(cpp._pass, args), cpp._pass(out))
+        assert bool((out == 12345.0).all()), op
+
+
 @pytest.mark.parametrize(
     ("op", "args", "sentence"),
     [
+        (
+            "dequantize_packed",
+            (torch.zeros(3, dtype=torch.uint8), torch.zeros(5), 2, [12]),
+            "dequantize_packed: 2 bits tell 4 centers apart, got rows of 5",
+        ),
         (
             "dequantize",
             (torch.tensor([0, 7, 4], dtype=torch.uint8), torch.zeros(4)),

@@ -1,5 +1,4 @@
-// HighestCode: finds codes out of range while they are read anyway. Kernels never index past a table whatever the codes
-// are, so the error may come after other elements were written; the outputs are then dropped.
+// Codes out of range are told before anything is written. HighestCode gathers what many tasks saw.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 #include <string>
 
 #include "../check.h"
+#include "parallel.h"
 
 namespace qk::cpu {
 
@@ -37,6 +37,17 @@ inline int highest_of(const uint8_t* codes, int64_t n) {
 
 inline void check_codes_below_levels(const char* op, const HighestCode& highest, int levels) {
   QK_CHECK(highest.value() < levels, text(op, ": codes must be below m = ", levels), std::to_string(highest.value()));
+}
+
+// Throws where one of n codes is `levels` or more; 256 levels, which no byte exceeds, cost nothing.
+inline void check_codes(const char* op, int threads, const uint8_t* codes, int64_t n, int levels) {
+  if (levels > UINT8_MAX) {
+    return;
+  }
+  HighestCode highest;
+  parallel_for(threads, n, kGrain * 8,
+               [&](int64_t first, int64_t last) { highest.see(highest_of(codes + first, last - first)); });
+  check_codes_below_levels(op, highest, levels);
 }
 
 }  // namespace qk::cpu

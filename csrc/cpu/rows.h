@@ -97,16 +97,25 @@ inline Span span_at(const Spans& spans, int64_t index) {
   return {index, row, begin, begin + std::min(spans.span, spans.length - offset)};
 }
 
-// body(const Span&) for every span, in parallel; `work` is the cost of one element in elementary operations.
-template <class Body>
-void for_each_span(int threads, const Spans& spans, int64_t work, Body&& body) {
+// task(each_span) once a task, in parallel; each_span(body) calls body(const Span&) for the spans of the task in order.
+// `work` is the cost of one element in elementary operations.
+template <class Task>
+void for_each_run_of_spans(int threads, const Spans& spans, int64_t work, Task&& task) {
   const int64_t cost = std::max<int64_t>(std::min(spans.span, spans.length), 1) * work;
   const int64_t grain = std::max<int64_t>(kGrain / cost, 1);
   parallel_for(threads, spans.count, grain, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      body(span_at(spans, i));
-    }
+    task([&](auto&& body) {
+      for (int64_t i = first; i < last; ++i) {
+        body(span_at(spans, i));
+      }
+    });
   });
+}
+
+// body(const Span&) for every span, in parallel.
+template <class Body>
+void for_each_span(int threads, const Spans& spans, int64_t work, Body&& body) {
+  for_each_run_of_spans(threads, spans, work, [&](const auto& each_span) { each_span(body); });
 }
 
 // body(Span) for the blocks of a span, in order.

@@ -30,6 +30,9 @@ QK_HD void store(Ints a, int32_t* to) { _mm512_storeu_si512(to, a.v); }
 QK_HD void store_bytes(Ints a, uint8_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(a.v));
 }
+QK_HD Ints load_bytes(const uint8_t* from) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+}
 QK_HD int lanes_with_bit(Ints a, int bit) {
   return __builtin_popcount(_mm512_test_epi32_mask(a.v, _mm512_set1_epi32(static_cast<int>(1u << bit))));
 }
@@ -94,6 +97,10 @@ QK_HD void store_bytes(Ints a, uint8_t* to) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(a.low, a.high), 0xd8);
   const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+}
+QK_HD Ints load_bytes(const uint8_t* from) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))),
+          _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)))};
 }
 QK_HD int lanes_with_bit(Ints a, int bit) {
   const __m128i up = _mm_cvtsi32_si128(31 - bit);  // the sign is what movemask sees
@@ -172,6 +179,9 @@ QK_HD void store_bytes(const Ints& a, uint8_t* to) {
   for (int i = 0; i < kVec; ++i) {
     to[i] = static_cast<uint8_t>(a.lane[i]);
   }
+}
+QK_HD Ints load_bytes(const uint8_t* from) {
+  return each_lane<Ints>([&](int i) { return static_cast<int32_t>(from[i]); });
 }
 inline int lanes_with_bit(const Ints& a, int bit) {
   int count = 0;

@@ -54,4 +54,20 @@ class CodeSums {
   alignas(64) float lanes_[kFewLevels * kLanes] = {};
 };
 
+// The terms of one block; kBlock of them at most, for lanes are float32 until end_block.
+template <class T>
+void add_block(const T* terms, const uint8_t* codes, int64_t count, CodeSums& sums) {
+  for_each_chunk(0, count, [&](auto size, int64_t begin, int valid) {
+    constexpr int Size = decltype(size)::value;
+    alignas(64) float g[Size];
+    alignas(64) int32_t code[Size];
+    load_chunk<Size>(terms + begin, valid, 0.0f, g);
+    for (int i = 0; i < Size; ++i) {
+      code[i] = i < valid ? codes[begin + i] : 0;
+    }
+    sums.add<Size>(g, code, valid);
+  });
+  sums.end_block();
+}
+
 }  // namespace qk::cpu

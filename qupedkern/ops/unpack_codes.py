@@ -9,24 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_codes, check_int
+from ._checks import check_int
 from ._define import define_op
-from .pack_codes import packed_bytes
+from ._packed import check_packed_bytes, check_shape
 
 
 def _prepare(packed: Any, bits: Any, shape: Any) -> tuple[Tensor, int, list[int]]:
     bits = check_int("unpack_codes", "bits", bits, 1, 8)
-    packed = check_codes("unpack_codes", "packed", packed)
-    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence):
-        raise TypeError(f"unpack_codes: shape must be a sequence of integers, got {type(shape).__name__}")
-    sizes = [check_int("unpack_codes", "each size in shape", size, 0, 2**62) for size in shape]
-    needed = packed_bytes(math.prod(sizes), bits)
-    if packed.dim() != 1 or packed.numel() != needed:
-        raise ValueError(
-            f"unpack_codes: packed must have shape ({needed},) to hold {tuple(sizes)} codes of {bits} bits, "
-            f"got {tuple(packed.shape)}"
-        )
-    return packed.contiguous(), bits, sizes
+    sizes = check_shape("unpack_codes", shape)
+    return check_packed_bytes("unpack_codes", packed, bits, sizes), bits, sizes
 
 
 @define_op(

@@ -19,7 +19,16 @@ from . import step_tolerances as step_tolerances  # adds to BOUNDS
 from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, with_output_rounding
 
 # Decisions and moves of bits: the same bits from every backend.
-BITWISE = ("assign", "dequantize", "hard_quantize", "pack_codes", "prox_weights", "unpack_codes")
+BITWISE = (
+    "assign",
+    "dequantize",
+    "dequantize_packed",
+    "hard_quantize",
+    "pack_codes",
+    "packed_embedding",
+    "prox_weights",
+    "unpack_codes",
+)
 # Products of matrices are torch's where they run eager, and its order of addition follows the number of threads.
 TORCH_PRODUCTS = (("lut_linear", EAGER), ("lut_linear_backward", EAGER))
 # Names of the arguments that gradients are for.

@@ -368,6 +368,42 @@ def lut_linear_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]
 
 
 @st.composite
+def streams_and_centers(
+    draw: DrawFn, limits: Limits, shape_of: Callable[[int, int], SearchStrategy[tuple[int, ...]]]
+) -> tuple[Tensor, Tensor, int, tuple[int, ...]]:
+    """packed, centers, bits and shape that belong together; bits may leave room for more centers than there are."""
+    m = draw(st.sampled_from(_LEVELS))
+    bits = draw(st.integers((m - 1).bit_length(), 8))
+    groups, length = draw(group_counts_and_lengths(m, limits))
+    c = draw(centers(groups, m, draw(st.sampled_from(limits.dtypes)), limits))
+    shape = draw(shape_of((groups or 1) * length, groups or 1))
+    packed = OPS["pack_codes"].reference(draw(codes(m, shape, CALM)).contiguous(), bits)
+    return draw(layouts(packed, limits)), draw(layouts(c, limits)), bits, shape
+
+
+def dequantize_packed_inputs(limits: Limits = HOSTILE) -> SearchStrategy[tuple[Any, ...]]:
+    return streams_and_centers(limits, shapes)
+
+
+def _table_shapes(numel: int, groups: int) -> SearchStrategy[tuple[int, ...]]:
+    """[V, D] of `numel` elements: rows that share centers, have their own, several, or end inside a block of them."""
+    widths = [d for d in (1, 3, 5, 7, 8, 16, 17, 33, numel // groups, numel) if d and numel % d == 0] or [1]
+    return st.sampled_from(widths).map(lambda width: (numel // width, width))
+
+
+@st.composite
+def packed_embedding_inputs(draw: DrawFn, limits: Limits = HOSTILE) -> tuple[Any, ...]:
+    packed, c, bits, shape = draw(streams_and_centers(limits, _table_shapes))
+    most = min(max(limits.numel // shape[1], 1), 300) if shape[0] else 0
+    count = draw(st.sampled_from([n for n in (1, 2, 3, 7, 0, 20, 64, 300) if n <= most] or [0]))
+    index = torch.from_numpy(_rng(draw).integers(0, max(shape[0], 1), size=count))
+    if limits.hostile and count and draw(st.booleans()):
+        index[count // 2 :] = index[0]  # one row many times
+    index = index.reshape(draw(shapes(count, 0))).to(draw(st.sampled_from((torch.int64, torch.int32))))
+    return draw(layouts(index, limits)), packed, c, bits, shape
+
+
+@st.composite
 def masses(draw: DrawFn, x: Tensor, groups: int, limits: Limits = HOSTILE) -> Tensor:
     """Weights of weights for k-means: >= 0, none of the rows all 0; hostile ones are mostly 0, equal or far apart in size."""
     rng = _rng(draw)
@@ -547,6 +583,10 @@ INPUTS: dict[str, Callable[[Limits], SearchStrategy[tuple[Any, ...]]]] = {
     "center_step": center_step_inputs,
     "dequantize": dequantize_inputs,
     "dequantize_backward": _with_gradient("dequantize", lambda args: torch.empty(args[0].shape, dtype=args[1].dtype)),
+    "dequantize_packed": dequantize_packed_inputs,
+    "dequantize_packed_backward": _with_gradient(
+        "dequantize_packed", lambda args: torch.empty(args[3], dtype=args[1].dtype)
+    ),
     "distance": distance_inputs,
     "distance_backward": _with_gradient("distance", _scalar),
     "distillation_loss": distillation_loss_inputs,
@@ -561,6 +601,10 @@ INPUTS: dict[str, Callable[[Limits], SearchStrategy[tuple[Any, ...]]]] = {
         "lut_linear", lambda args: torch.empty((*args[0].shape[:-1], args[5][0]), dtype=args[0].dtype)
     ),
     "pack_codes": pack_codes_inputs,
+    "packed_embedding": packed_embedding_inputs,
+    "packed_embedding_backward": _with_gradient(
+        "packed_embedding", lambda args: torch.empty((*args[0].shape, args[4][1]), dtype=args[2].dtype)
+    ),
     "prox_centers": prox_centers_inputs,
     "prox_weights": prox_weights_inputs,
     "quped_step": quped_step_inputs,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qupedkern.ops import OPS
 from qupedkern.ops._rows import column, midpoints, split_rows
 from qupedkern.ops.assign import cell_codes
 from qupedkern.ops.dequantize import reference as dequantize
@@ -190,6 +191,23 @@ def dequantize_backward(grad: Tensor, codes: Tensor, centers: Tensor, *, u: floa
     rows = centers.reshape(-1, centers.shape[-1]).shape[0]
     index = codes.reshape(rows, codes.numel() // rows).long()
     return (_cell_sum_bound(grad.reshape(index.shape), index, centers, u),)
+
+
+def dequantize_packed_backward(
+    grad: Tensor, packed: Tensor, centers: Tensor, bits: int, shape: list[int], *, u: float, eta: float
+) -> tuple[Tensor]:
+    """Sums over each code, as in dequantize_backward."""
+    codes = OPS["unpack_codes"].reference(packed, bits, shape)
+    return dequantize_backward(grad, codes, centers, u=u, eta=eta)
+
+
+def packed_embedding_backward(
+    grad: Tensor, indices: Tensor, packed: Tensor, centers: Tensor, bits: int, shape: list[int], *, u: float, eta: float
+) -> tuple[Tensor]:
+    """(n_k + 1) u sum|terms| over the values looked up of each code: n_k counts a row as often as it is named."""
+    reference = OPS["packed_embedding_backward"].reference
+    total, count = (reference(g, indices, packed, centers, bits, shape) for g in (grad.abs(), torch.ones_like(grad)))
+    return (torch.where(total > _largest(u), math.inf, (count + 1) * u * total),)
 
 
 def _cell_total(values: Tensor, codes: Tensor, m: int) -> Tensor:
@@ -466,6 +484,8 @@ BOUNDS: dict[str, Callable[..., tuple[Tensor | float, ...]]] = {
     "assign": _exact_where_decided,
     "dequantize": exact,
     "dequantize_backward": dequantize_backward,
+    "dequantize_packed": exact,
+    "dequantize_packed_backward": dequantize_packed_backward,
     "distance": distance,
     "distance_backward": distance_backward,
     "distillation_loss": distillation_loss,
@@ -478,6 +498,8 @@ BOUNDS: dict[str, Callable[..., tuple[Tensor | float, ...]]] = {
     "lut_linear": lut_linear,
     "lut_linear_backward": lut_linear_backward,
     "pack_codes": exact,
+    "packed_embedding": exact,
+    "packed_embedding_backward": packed_embedding_backward,
     "prox_centers": prox_centers,
     "prox_weights": prox_weights,
     "soft_quantize": soft_quantize,

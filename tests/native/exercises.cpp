@@ -6,6 +6,7 @@
 #include "arguments.h"
 #include "kernels.h"
 #include "list_exercises.h"
+#include "packed_exercises.h"
 
 namespace driver {
 
@@ -248,6 +249,7 @@ void unpack_codes(const Setting& s) {
 
 #define EXERCISE(kernel) {#kernel, kernel}
 #define EXERCISE_OF_LISTS(kernel) {#kernel, of_lists::kernel}
+#define EXERCISE_OF_PACKED(kernel) {#kernel, of_packed::kernel}
 
 const std::vector<Exercise>& exercises() {
   static const std::vector<Exercise> all = {
@@ -255,6 +257,8 @@ const std::vector<Exercise>& exercises() {
       EXERCISE_OF_LISTS(center_step),
       EXERCISE(dequantize),
       EXERCISE(dequantize_backward),
+      EXERCISE_OF_PACKED(dequantize_packed),
+      EXERCISE_OF_PACKED(dequantize_packed_backward),
       EXERCISE(distance),
       EXERCISE(distance_backward),
       EXERCISE(distillation_loss),
@@ -266,6 +270,8 @@ const std::vector<Exercise>& exercises() {
       EXERCISE(init_centers),
       EXERCISE(lut_linear),
       EXERCISE(pack_codes),
+      EXERCISE_OF_PACKED(packed_embedding),
+      EXERCISE_OF_PACKED(packed_embedding_backward),
       EXERCISE(prox_centers),
       EXERCISE(prox_weights),
       EXERCISE_OF_LISTS(quped_step),
