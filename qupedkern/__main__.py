@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import os
 import platform
 import sys
@@ -12,8 +12,7 @@ import torch
 
 from qupedkern import backends
 from qupedkern._version import __version__
-from qupedkern.files.header import LayerRecord
-from qupedkern.files.read import open_packed
+from qupedkern.files.inspect import inspect
 
 
 def machine() -> str:
@@ -29,46 +28,23 @@ def brief() -> str:
     return f"qupedkern {__version__}, " + "; ".join(parts)
 
 
-def inspect(path: str) -> str:
-    """Per layer of a packed file: kind, shape, levels, groups, bytes; then the totals."""
-    with open_packed(path) as file:
-        file.check()
-        header, stored = file.header, {name: tensor.nbytes for name, tensor in file.container.stored.items()}
-    lines = [f"{path}: packed model, format {header.version}, written by qupedkern {header.library_version}"]
-    packed, weights = 0, 0
-    for name, record in header.layers.items():
-        size = stored.get(f"{name}.packed", 0) + stored.get(f"{name}.centers", 0)
-        packed += size
-        weights += math.prod(record.shape) if f"{name}.packed" in stored else 0
-        lines.append(_layer_line(name, record, size))
-    total = sum(stored.values())
-    lines.append(f"  other tensors {total - packed:,} bytes")
-    lines.append(
-        f"  weights {packed:,} bytes, {8 * packed / max(weights, 1):.2f} bits each; float32 {4 * weights:,} bytes"
-    )
-    lines.append(
-        f"  file {os.path.getsize(path):,} bytes, tensors {total:,}, as float32 {4 * weights + total - packed:,}"
-    )
-    return "\n".join(lines)
-
-
-def _layer_line(name: str, record: LayerRecord, size: int) -> str:
-    """size: bytes of its codes and centers; 0 where they are another layer's."""
-    shape = "x".join(map(str, record.shape))
-    return f"  {name:<24} {record.kind:<8} {shape:>16} {record.levels:>4} levels {record.groups:>5} groups {size:>10,} bytes"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m qupedkern", description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("inspect", help="what a packed model's file holds").add_argument("file")
+    inspection = commands.add_parser("inspect", help="what a packed model's file holds, to the byte")
+    inspection.add_argument("file")
+    inspection.add_argument("--json", action="store_true", help="the same as JSON")
     parser.add_argument("--brief", action="store_true", help="the backends in one line")
     options = parser.parse_args()
     try:
         if options.command == "inspect":
-            print(inspect(options.file))
+            found = inspect(options.file)
+            print(json.dumps(found.as_dict(), indent=1) if options.json else found)
         else:
             print(brief() if options.brief else machine())
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read this has seen enough; Python must not try to write the rest when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import qupedkern as qk
+from qupedkern.files.inspect import inspect
 from qupedkern.files.read import open_packed
 from qupedkern.nn import KINDS, packed_layers
 
@@ -50,6 +51,17 @@ def check_valid(model: nn.Module, path: Path) -> None:
     assert state(qk.load(Zoo, again)) == state(model)
 
 
+def inspected(path: Path) -> None:
+    """A file that does not fit the model may still be a packed model."""
+    try:
+        found = inspect(path)
+    except qk.FileError as error:
+        sentence(error, path)
+        return
+    assert all(line.isprintable() for line in str(found).split("\n"))
+    json.dumps(found.as_dict())
+
+
 def test_a_damaged_file_is_refused_or_gives_a_valid_model(tmp_path: Path) -> None:
     path, rng = tmp_path / "model.safetensors", random.Random(0)
     originals = []
@@ -62,20 +74,23 @@ def test_a_damaged_file_is_refused_or_gives_a_valid_model(tmp_path: Path) -> Non
     loaded = 0
     for index in range(FILES):
         path.unlink()  # a new file: writing over an old one makes some systems wait for the disk
-        path.write_bytes(mutated(originals[index % len(FORMS)], rng))
+        content = mutated(originals[index % len(FORMS)], rng)
+        path.write_bytes(content)
         try:
             qk.load_(model, path)
         except qk.FileError as error:
             problem = sentence(error, path)
             refused[re.sub(r"[^a-z ]|'.*?'|\b(layers|tied|norm|head)\b\S*", "", problem)[:40]] += 1
             assert list(model.modules()) == modules, (index, problem)
+            if index % 4 == 0:
+                inspected(path)
             if index % 16 == 0:
                 assert state(model) == before, (index, problem)
             continue
         loaded += 1
         check_valid(model, path)
-        with open_packed(path) as file:  # what inspect does agrees with what load does
-            file.check()
+        found = inspect(path)  # which agrees with load
+        assert sum(row.total_bytes for row in found.layers) + found.other_bytes + found.header_bytes == len(content)
         load_file(path)  # and the safetensors package with both
         model = Zoo()
         before, modules = state(model), list(model.modules())
@@ -144,6 +159,7 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from packed_models import Zoo
 import qupedkern as qk
+from qupedkern.files.inspect import inspect
 from qupedkern.files.read import open_packed
 def checked(path):
     with open_packed(path) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -15,13 +16,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packed_models import X, factory, joined, packed, parts, rewritten, state
+from packed_models import X, factory, joined, packed, packed_zoo, parts, rewritten, state
 from torch import Tensor, nn
 
 import qupedkern as qk
 from qupedkern.files import write_atomically
+from qupedkern.files.inspect import inspect
 from qupedkern.files.read import open_packed
-from qupedkern.nn import packed_layers
+from qupedkern.nn import KINDS, packed_layers
 
 
 @pytest.fixture
@@ -294,17 +296,74 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "qupedkern", *arguments], capture_output=True, text=True, check=False)
 
 
-def test_inspect_prints_true_sizes(path: Path) -> None:
-    done = run("inspect", str(path))
+@pytest.mark.parametrize("groups", ["tensor", "channel"])
+def test_inspect_adds_up_to_the_file_and_agrees_with_summary(path: Path, groups: str) -> None:
+    model = packed_zoo(groups=groups)
+    qk.save(model, path)
+    found, expected = inspect(path), qk.summary(model)
+    assert sum(row.total_bytes for row in found.layers) + found.other_bytes + found.header_bytes == found.file_bytes
+    assert found.file_bytes == path.stat().st_size
+    assert (found.file_bytes - found.header_bytes, found.other_bytes) == (expected.total_bytes, expected.other_bytes)
+    assert found.float_bytes == expected.float_bytes
+    layers = packed_layers(model)
+    for ours, theirs in zip(found.layers, expected.layers, strict=True):
+        for field in ("name", "kind", "shape", "levels", "bits", "groups", "bits_per_weight", "total_bytes"):
+            assert getattr(ours, field) == getattr(theirs, field), field
+        layer, own = layers[ours.name], ours.name != "tied"
+        assert ours.codes_bytes == own * layer.packed.nbytes
+        assert ours.centers_bytes == own * layer.centers.nbytes
+        assert ours.bias_bytes == (0 if layer.bias is None else layer.bias.nbytes)
+    assert {row.kind for row in found.layers} == set(KINDS)
+
+
+def test_the_command_prints_every_layer_s_sizes_and_those_of_the_file(path: Path) -> None:
+    qk.save(packed_zoo(), path)
+    done, found = run("inspect", str(path)), inspect(path)
     assert (done.returncode, done.stderr) == (0, "")
-    summary = qk.summary(packed())
-    assert f"file {path.stat().st_size:,} bytes, tensors {summary.total_bytes:,}" in done.stdout
-    assert f"weights {sum(row.weight_bytes for row in summary.layers):,} bytes" in done.stdout
-    for row in summary.layers:
-        shape = "x".join(map(str, row.shape))
-        (line,) = [line for line in done.stdout.splitlines() if line.split()[:1] == [row.name]]
-        assert shape in line
-        assert f"{row.weight_bytes} bytes" in line
+    title, header, *lines, last = done.stdout.splitlines()
+    assert title == f"{path}: packed model, format 1, written by qupedkern {qk.__version__}"
+    assert header.split() == [
+        "layer",
+        "kind",
+        "shape",
+        "levels",
+        "groups",
+        "bits/weight",
+        "codes",
+        "centers",
+        "bias",
+        "bytes",
+    ]
+    for row, line in zip(found.layers, lines, strict=False):
+        bits = f"{row.bits_per_weight:.2f}" if row.codes_bytes else "shared"
+        sizes = (row.codes_bytes, row.centers_bytes, row.bias_bytes, row.total_bytes)
+        expected = [row.name, row.kind, "x".join(map(str, row.shape)), row.levels, row.groups, bits, *sizes]
+        assert line.split() == [str(cell) for cell in expected]
+    totals = [line.split() for line in lines[len(found.layers) :]]
+    assert totals == [
+        [f"{found.other_tensors}", "others", f"{found.other_bytes:,}"],
+        ["header", f"{found.header_bytes:,}"],
+        ["file", f"{path.stat().st_size:,}"],
+    ]
+    ends = {len(line) for line in (header, *lines)}
+    assert len(ends) == 1  # one column under the other
+    assert f"tensors {path.stat().st_size - found.header_bytes:,} bytes" in last
+
+
+def test_the_command_prints_json(path: Path) -> None:
+    qk.save(packed_zoo(), path)
+    done = run("inspect", "--json", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    table = json.loads(done.stdout)
+    assert table == inspect(path).as_dict()
+    total = sum(layer["total_bytes"] for layer in table["layers"]) + table["other_bytes"] + table["header_bytes"]
+    assert total == table["file_bytes"] == path.stat().st_size
+
+
+def test_a_reader_that_stops_reading_is_no_error(path: Path) -> None:
+    command = f'"{sys.executable}" -m qupedkern inspect --json "{path}"'
+    done = subprocess.run(["sh", "-c", f"{command} | true"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_command_line_fails_with_one_sentence_and_code_2(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

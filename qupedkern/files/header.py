@@ -59,8 +59,8 @@ def to_metadata(layers: Mapping[str, LayerRecord], aliases: Mapping[str, str]) -
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "library_version": __version__,
-        "layers": json.dumps({name: asdict(record) for name, record in layers.items()}, sort_keys=True),
-        "aliases": json.dumps(dict(aliases), sort_keys=True),
+        "layers": json.dumps({name: asdict(record) for name, record in layers.items()}),  # in the order of the model
+        "aliases": json.dumps(dict(aliases)),
     }
 
 

@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from qupedkern._table import aligned
 from qupedkern.ops import distance
 
 from ._packed import PackedLayer, packed_layers
 from ._quantized import QuantizedLayer, check_model, quantized_layers
+from .kinds import kind_of
 
-_TABLE = "{:<24} {:>18} {:>6} {:>6} {:>10} {:>7} {:>11}  {}"
+_COLUMNS = (
+    *("layer", "kind", "shape", "levels", "groups", "bits/weight", "codes", "centers", "bias", "share", "R (l1)"),
+    "members per center",
+)
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One quantized or packed layer. weight_bytes: codes and centers once packed; share: of the model's parameters.
+    """One quantized or packed layer. The bytes are those of its tensors once packed, 0 for what an earlier layer holds for it.
 
-    Both are 0 where the layer uses the weight of an earlier one.
+    share: its weights among the model's parameters, 0 where they are an earlier layer's.
     """
 
     name: str
+    kind: str
     shape: tuple[int, ...]
     levels: int
     bits: int
     groups: int
-    weight_bytes: int
+    codes_bytes: int
+    centers_bytes: int
+    bias_bytes: int
     share: float
     distance: float  # R(x, c), l1, over the weights; 0 once packed
     members: tuple[int, ...]  # weights at each center, summed over the groups
 
+    @property
+    def weight_bytes(self) -> int:
+        """Codes and centers."""
+        return self.codes_bytes + self.centers_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.bias_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of codes and centers; 0 where they are an earlier layer's."""
+        return 8 * self.weight_bytes / math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Summary:
-    """Layers and totals; str() is a table. total_bytes: all parameters and buffers once packed; float_bytes: all in float32."""
+    """Layers and totals; str() is a table. other_bytes: state outside of these layers; float_bytes: all with float32 weights.
+
+    total_bytes: the whole state once packed, what a file holds behind its header.
+    """
 
     layers: tuple[LayerSummary, ...]
     other_bytes: int
@@ -43,7 +69,7 @@ class Summary:
 
     @property
     def total_bytes(self) -> int:
-        return sum(layer.weight_bytes for layer in self.layers) + self.other_bytes
+        return sum(layer.total_bytes for layer in self.layers) + self.other_bytes
 
     @property
     def ratio(self) -> float:
@@ -51,63 +77,90 @@ class Summary:
         return self.float_bytes / self.total_bytes
 
     def __str__(self) -> str:
-        lines = [_TABLE.format("layer", "shape", "levels", "groups", "bytes", "share", "R (l1)", "members per center")]
-        for layer in self.layers:
-            shape = "x".join(map(str, layer.shape))
-            members = " ".join(map(str, layer.members[:8])) + (" ..." if len(layer.members) > 8 else "")
-            share, gap = f"{100 * layer.share:.1f} %", f"{layer.distance:.4g}"
-            row = (layer.name, shape, layer.levels, layer.groups, f"{layer.weight_bytes:,}", share, gap, members)
-            lines.append(_TABLE.format(*row))
-        lines.append(
+        rows: list[tuple[str, ...]] = [
+            (
+                *(layer.name, layer.kind, "x".join(map(str, layer.shape)), f"{layer.levels}", f"{layer.groups}"),
+                *(
+                    f"{layer.bits_per_weight:.2f}" if layer.codes_bytes else "shared",
+                    f"{layer.codes_bytes:,}",
+                    f"{layer.centers_bytes:,}",
+                ),
+                *(f"{layer.bias_bytes:,}", f"{100 * layer.share:.1f} %", f"{layer.distance:.4g}"),
+                " ".join(map(str, layer.members[:8])) + (" ..." if len(layer.members) > 8 else ""),
+            )
+            for layer in self.layers
+        ]
+        total = (
             f"packed {self.total_bytes:,} bytes ({self.other_bytes:,} of them not quantized), "
             f"float32 {self.float_bytes:,} bytes: {self.ratio:.1f} times smaller"
         )
-        return "\n".join(lines)
-
-
-def _layer_summary(name: str, layer: QuantizedLayer | PackedLayer, parameters: int, own: bool) -> LayerSummary:
-    codes = layer.codes()
-    shape = tuple(codes.shape)
-    packed_bytes = -(-codes.numel() * layer.bits // 8)
-    away = float(distance(layer.by_rows(layer.weight), layer.centers)) if isinstance(layer, QuantizedLayer) else 0.0
-    return LayerSummary(
-        name=name,
-        shape=shape,
-        levels=layer.levels,
-        bits=layer.bits,
-        groups=layer.num_groups,
-        weight_bytes=(packed_bytes + layer.centers.numel() * layer.centers.element_size()) if own else 0,
-        share=codes.numel() / parameters if own else 0.0,
-        distance=away,
-        members=tuple(torch.bincount(codes.flatten().int(), minlength=layer.levels).tolist()),
-    )
+        return "\n".join([*aligned(_COLUMNS, rows, left=("layer", "kind", "members per center")), total])
 
 
 @torch.no_grad()
 def summary(model: nn.Module) -> Summary:
-    """Per layer: shape, levels, groups, bytes once packed, share of parameters, R (l1), members per center; and totals.
+    """Per layer: kind, shape, levels, groups, bytes of codes, centers and bias once packed, share of parameters, R (l1), members.
 
-    model: quantized or packed. Sizes are those of the packed tensors, to the byte; a file adds its header.
-    Raises ValueError where the model has neither quantized nor packed layers.
+    model: quantized or packed. Sizes are those of the state dict's tensors once packed, to the byte: a file is larger by its
+    header alone. Raises ValueError where the model has neither quantized nor packed layers.
     """
     check_model("summary", model)
     layers: dict[str, QuantizedLayer | PackedLayer] = {**quantized_layers(model), **packed_layers(model)}
     if not layers:
         raise ValueError("summary: the model has no quantized or packed layers; call quantize_ on it first")
+    others = _state_of_the_rest(model, set(layers.values()))
     owners: dict[int, QuantizedLayer | PackedLayer] = {}  # id of a stored weight -> the first layer that uses it
     for layer in layers.values():
         owners.setdefault(_weight_id(layer), layer)
-    special = {*owners, *(id(layer.centers) for layer in layers.values())}
-    others = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in special]
     weights = sum(layer.codes().numel() for layer in owners.values())
-    parameters = weights + sum(p.numel() for p in model.parameters() if id(p) not in special)
-    rows = tuple(
-        _layer_summary(name, layer, parameters, own=owners[_weight_id(layer)] is layer)
-        for name, layer in layers.items()
+    biases = {id(layer.bias): layer.bias.numel() for layer in layers.values() if isinstance(layer.bias, Tensor)}
+    parameters = weights + sum(biases.values()) + sum(t.numel() for t in others if isinstance(t, nn.Parameter))
+    seen: set[int] = set()
+    rows = tuple(_layer_summary(name, layer, parameters, seen) for name, layer in layers.items())
+    other_bytes = sum(map(_nbytes, others))
+    return Summary(rows, other_bytes, 4 * weights + sum(row.bias_bytes for row in rows) + other_bytes)
+
+
+def _layer_summary(name: str, layer: QuantizedLayer | PackedLayer, parameters: int, seen: set[int]) -> LayerSummary:
+    """seen: what earlier layers hold, by id; this one's is added."""
+    codes, kind = layer.codes(), kind_of(layer)
+    packed_bytes = -(-codes.numel() * layer.bits // 8)
+    away = float(distance(layer.by_rows(layer.weight), layer.centers)) if isinstance(layer, QuantizedLayer) else 0.0
+    bias = layer.bias if isinstance(layer.bias, Tensor) else None
+    # pack_ gives every layer a bias of its own
+    keys = (_weight_id(layer), id(layer.centers), id(bias) if isinstance(layer, PackedLayer) else id(layer))
+    own = [key not in seen for key in keys]
+    seen.update(keys)
+    return LayerSummary(
+        name=name,
+        kind=type(layer).__name__ if kind is None else kind.name,
+        shape=tuple(layer.weight.shape) if isinstance(layer, QuantizedLayer) else layer.weight_shape,
+        levels=layer.levels,
+        bits=layer.bits,
+        groups=layer.num_groups,
+        codes_bytes=own[0] * packed_bytes,
+        centers_bytes=own[1] * _nbytes(layer.centers),
+        bias_bytes=0 if bias is None else own[2] * _nbytes(bias),
+        share=own[0] * codes.numel() / parameters,
+        distance=away,
+        members=tuple(torch.bincount(codes.flatten().int(), minlength=layer.levels).tolist()),
     )
-    other_bytes = sum(t.numel() * t.element_size() for t in others)
-    return Summary(rows, other_bytes, 4 * weights + other_bytes)
+
+
+def _state_of_the_rest(model: nn.Module, layers: set[nn.Module]) -> list[Tensor]:
+    """Tensors of the state dict that modules other than these hold, each once."""
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        if module in layers:
+            continue
+        kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+        found.update({id(t): t for t in (*module._parameters.values(), *kept.values()) if t is not None})
+    return list(found.values())
 
 
 def _weight_id(layer: QuantizedLayer | PackedLayer) -> int:
     return id(layer.packed if isinstance(layer, PackedLayer) else layer.weight)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

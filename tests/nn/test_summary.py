@@ -9,7 +9,7 @@ from layer_cases import LayerCase, convolutional, layer_cases, quantized
 from torch import nn
 
 import qupedkern as qk
-from qupedkern.nn import packed_layers
+from qupedkern.nn import kind_of, packed_layers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel lengths"
@@ -30,7 +30,11 @@ def test_sizes_are_those_of_the_packed_tensors(case: LayerCase) -> None:
     after = qk.summary(model)
     (row,) = before.layers
     assert (row.name, row.shape, row.levels, row.groups) == ("0", tuple(weight.shape), case.levels, packed.num_groups)
-    assert row.weight_bytes == after.layers[0].weight_bytes == nbytes(packed.packed, packed.centers)
+    for found in (row, after.layers[0]):
+        assert (found.codes_bytes, found.centers_bytes) == (nbytes(packed.packed), nbytes(packed.centers))
+        assert found.bias_bytes == (0 if packed.bias is None else nbytes(packed.bias))
+        assert found.bits_per_weight == 8 * nbytes(packed.packed, packed.centers) / weight.numel()
+    assert row.kind == after.layers[0].kind == kind_of(packed).name
     assert before.total_bytes == after.total_bytes == nbytes(*model.parameters(), *model.buffers())
     assert row.members == after.layers[0].members
     assert sum(row.members) == weight.numel()
@@ -47,7 +51,7 @@ def test_totals_shares_and_ratio_follow_from_the_tensors() -> None:
     assert summary.float_bytes == float_bytes
     assert [row.share for row in summary.layers] == [216 / total, 270 / total]
     assert summary.ratio == float_bytes / summary.total_bytes
-    assert summary.other_bytes == summary.total_bytes - sum(row.weight_bytes for row in summary.layers)
+    assert summary.other_bytes == summary.total_bytes - sum(row.total_bytes for row in summary.layers)
     text = str(summary)
     assert f"packed {summary.total_bytes:,} bytes" in text
     assert f"float32 {float_bytes:,} bytes" in text
@@ -66,6 +70,22 @@ def test_a_weight_used_by_two_layers_is_counted_once() -> None:
         assert summary.float_bytes == float_bytes
         assert summary.layers[1].share == 0
     assert list(packed_layers(model)) == ["0", "1", "2"]
+
+
+def test_a_weight_that_a_float_module_needs_too_and_what_no_file_holds() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.head.weight = self.layer.weight
+            self.register_buffer("cache", torch.zeros(100), persistent=False)
+
+    model = Model()
+    qk.quantize_(model, bits=2, rule=lambda name, _: name == "layer")
+    before, after = qk.summary(model), qk.summary(qk.pack_(model))
+    for summary in (before, after):
+        assert (summary.layers[0].total_bytes, summary.other_bytes) == (4 + 16, 64)
+        assert summary.total_bytes == 4 + 16 + 64
 
 
 def test_a_model_without_quantized_layers_is_refused() -> None:
