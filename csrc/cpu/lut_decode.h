@@ -2,11 +2,13 @@
 //
 // A CodeWindow holds, for a bit offset of 0 to 7 in the first byte, which bytes every lane needs and by how much it
 // shifts them. The code is then in the low bits of its lane; bits above it may be of the codes behind it, which
-// CodeTable ignores: a table of fewer entries than a register has is repeated.
+// CodeTable ignores: a table of fewer entries than a register has is repeated. Codes
+// that have no center give NaN.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 
 #include "simd_bits.h"
 
@@ -58,7 +60,8 @@ struct CodeTable {
   CodeTable(const float* centers, int levels) {
     for (int r = 0; r < kRegisters; ++r) {
       const int count = std::max(0, std::min(levels - r * kVec, kVec));
-      v[r] = _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), centers + r * kVec);
+      const __m512 none = _mm512_set1_ps(std::numeric_limits<float>::quiet_NaN());
+      v[r] = _mm512_mask_loadu_ps(none, static_cast<__mmask16>((1u << count) - 1u), centers + r * kVec);
     }
     if constexpr (kEntries < kVec) {
       const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -162,7 +165,8 @@ struct CodeTable {
   alignas(64) float entries[kEntries < kVec ? kVec : kEntries];
 
   CodeTable(const float* centers, int levels) {
-    std::fill(std::copy_n(centers, std::min(levels, kEntries), entries), std::end(entries), 0.0f);
+    std::fill(std::copy_n(centers, std::min(levels, kEntries), entries), std::end(entries),
+              std::numeric_limits<float>::quiet_NaN());
     for (int i = kEntries; i < kVec; ++i) {
       entries[i] = entries[i - kEntries];
     }

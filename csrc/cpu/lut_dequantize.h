@@ -42,11 +42,11 @@ void dequantize_run(const LutWeights& w, int64_t begin, int count, float* to) {
 }
 
 template <int Bits>
-void dequantize_any(const LutWeights& w, int64_t row, int rows, int64_t begin, int count, float* to, ptrdiff_t step) {
+void dequantize_any(const LutWeights& w, int64_t row, int rows, int64_t begin, int count, float* to) {
   constexpr int kStride = kStripDepth + kVec;
   alignas(64) float strip[kVec * kStride];
   for (int first = 0; first < count; first += kStripDepth) {
-    const int part = std::min(kStripDepth, count - first), whole = (part + 3) / 4 * 4;
+    const int part = std::min(kStripDepth, count - first), whole = (part + 7) / 8 * 8;
     for (int r = 0; r < kVec; ++r) {
       float* line = strip + r * kStride;
       if (r < rows) {
@@ -55,7 +55,7 @@ void dequantize_any(const LutWeights& w, int64_t row, int rows, int64_t begin, i
       std::fill(line + (r < rows ? part : 0), line + whole, 0.0f);
     }
     for (int k = 0; k < whole; k += 4) {
-      transpose_words(strip + k, kStride * sizeof(float), to + (first + k) * step, step);
+      transpose_words(strip + k, kStride * sizeof(float), to + (first + k) * kVec, kVec);
     }
   }
 }
@@ -73,13 +73,13 @@ QK_HD Ints code_of_words(const float* words) {
 }
 
 template <int Bits, int... T>
-QK_HD void look_up_words(const CodeTable<Bits>& table, const float* words, float* to, ptrdiff_t step,
+QK_HD void look_up_words(const CodeTable<Bits>& table, const float* words, float* to,
                          std::integer_sequence<int, T...>) {
-  (store(table[code_of_words<Bits, T>(words)], to + T * step), ...);
+  (store(table[code_of_words<Bits, T>(words)], to + T * kVec), ...);
 }
 
 template <int Bits>
-void dequantize_shared(const LutWeights& w, int64_t row, int64_t begin, float* to, ptrdiff_t step) {
+void dequantize_shared(const LutWeights& w, int64_t row, int64_t begin, float* to) {
   constexpr int kWords = kDepth / 32 * Bits;
   alignas(64) float words[kWords * kVec];
   const ptrdiff_t row_bytes = w.in_features * Bits / 8;
@@ -89,21 +89,24 @@ void dequantize_shared(const LutWeights& w, int64_t row, int64_t begin, float* t
   }
   const CodeTable<Bits> table(w.table_of(row * w.in_features), w.levels);
   for (int i = 0; i < kDepth / 32; ++i) {
-    look_up_words(table, words + i * Bits * kVec, to + 32 * i * step, step, std::make_integer_sequence<int, 32>{});
+    look_up_words(table, words + i * Bits * kVec, to + 32 * i * kVec, std::make_integer_sequence<int, 32>{});
   }
 }
 
-// Codes [begin, begin + count) of `rows` rows from `row` on, count <= kDepth: vector i at to + i step. Rows that are
-// missing of sixteen are zero, as are the vectors up to a multiple of four.
+// Whether rows [row, row + rows) have one table in all.
+inline bool shares_table(const LutWeights& w, int64_t row, int rows) {
+  return row * w.in_features / w.length == ((row + rows) * w.in_features - 1) / w.length;
+}
+
+// Codes [begin, begin + count) of `rows` rows from `row` on, count <= kDepth: vector i at to + 16 i. Rows that are
+// missing of sixteen are zero, as are the vectors up to a multiple of eight.
 template <int Bits>
-void dequantize_panel(const LutWeights& w, int64_t row, int rows, int64_t begin, int count, float* to, ptrdiff_t step) {
-  const int64_t first = row * w.in_features, last = (row + kVec) * w.in_features - 1;
-  const bool shared = rows == kVec && count == kDepth && w.in_features * Bits % 8 == 0 &&
-                      (w.length >= w.out_features * w.in_features || first / w.length == last / w.length);
+void dequantize_panel(const LutWeights& w, int64_t row, int rows, int64_t begin, int count, float* to) {
+  const bool shared = rows == kVec && count == kDepth && w.in_features * Bits % 8 == 0 && shares_table(w, row, rows);
   if (shared) {
-    dequantize_shared<Bits>(w, row, begin, to, step);
+    dequantize_shared<Bits>(w, row, begin, to);
   } else {
-    dequantize_any<Bits>(w, row, rows, begin, count, to, step);
+    dequantize_any<Bits>(w, row, rows, begin, count, to);
   }
 }
 

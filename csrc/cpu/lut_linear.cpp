@@ -87,7 +87,7 @@ void lut_linear(int threads, View x, View packed, View centers, const std::optio
     check_codes<Bits>(threads, p);
   });
   const LutWeights weights{p.packed, packed.numel(), n, k, p.table.centers_of(0), p.table.levels, p.table.length};
-  lut_tiles(threads, weights, bits, p.bias, batch, x, out);
+  lut_tiles(threads, weights, bits, p.bias, batch, x, out, nullptr);
 }
 
 }  // namespace qk::cpu

@@ -1,181 +1,156 @@
-// lut_linear by tiles: 32 rows of W (16 without AVX-512), 256 codes deep, are dequantised to 32 KiB of scratch with the
-// rows along the lanes; x is laid out once a call so that the products read it in order. Bound by fused multiply-adds:
-// 16 a cycle of dequantising is spread over the whole batch.
+// lut_linear by tiles in float32. Rows along the lanes: a product multiplies sixteen weights of one k with one x for as
+// many rows of x as there are registers for sums.
+//
+// Where sixteen rows share a table of at most sixteen entries, AVX-512 keeps it in a register and looks each weight up
+// on its way into the product, a shift and a permutation beside up to 24 fused multiply-adds that run on other ports;
+// elsewhere weights are dequantised to L1 first. Bound by fused multiply-adds.
 //
 // The order of a sum is k = 0, 1, ... within 256 codes from zero, then the sums of these in order: fixed by K alone,
-// whatever the batch, the blocking, N or the number of threads.
+// whatever the batch, the groups, the blocking, N or the number of threads.
 
 #include "lut_tiles.h"
 
-#include <algorithm>
 #include <array>
-#include <memory>
+#include <limits>
 #include <utility>
 
-#include "bit_stream.h"
 #include "lut_dequantize.h"
-#include "parallel.h"
+#include "lut_nibbles.h"
+#include "lut_tile_loop.h"
 
 namespace qk::cpu {
 namespace {
 
-// Registers: kWide * kTall sums, kWide weights, one x.
+// Registers: kTall sums and a vector of weights.
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-constexpr int kWide = 2, kTall = 12;
+constexpr int kMostTall = 24;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int kWide = 1, kTall = 6;
+constexpr int kMostTall = 6;
 #else
-constexpr int kWide = 1, kTall = 2;
+constexpr int kMostTall = 2;
 #endif
-constexpr int kTileRows = kWide * kVec;
-constexpr int64_t kBatchBlock = 40 * kTall;  // rows of x multiplied with a tile before the next is dequantised
 
-// Keeps a broadcast in its register: gcc 12 would load it again for each of the products that use it.
-QK_HD Vec in_register(Vec a) {
+template <int Tall>
+QK_HD void add_sums(const Vec (&total)[Tall], bool first, float* sums) {
+#pragma GCC unroll 32
+  for (int m = 0; m < Tall; ++m) {
+    store(first ? total[m] : load(sums + m * kVec) + total[m], sums + m * kVec);
+  }
+}
+
+template <int Tall>
+QK_HD void multiply_add(const float* x, Vec weight, Vec (&total)[Tall]) {
+#pragma GCC unroll 32
+  for (int m = 0; m < Tall; ++m) {
+    total[m] = fma(splat(x[m]), weight, total[m]);
+  }
+}
+
+template <int Tall>
+QK_HD void clear(Vec (&total)[Tall]) {
+#pragma GCC unroll 32
+  for (int m = 0; m < Tall; ++m) {
+    total[m] = splat(0.0f);
+  }
+}
+
+template <int Tall>
+void multiply_vectors(const LutSource& source, const float* x, int depth, bool first, float* sums) {
+  Vec total[Tall];
+  clear(total);
+  for (int k = 0; k < depth; ++k, x += Tall) {
+    multiply_add(x, load(source.vectors + k * kVec), total);
+  }
+  add_sums(total, first, sums);
+}
+
+template <int Tall>
+void look_up_and_multiply(const LutSource& source, const float* x, int depth, bool first, float* sums) {
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-  __asm__("" : "+v"(a.v));
+  const __m512 table = _mm512_load_ps(source.table);
+  Vec total[Tall];
+  clear(total);
+  for (int k = 0; k < depth; k += 8) {
+    __m512i words = _mm512_loadu_si512(source.vectors + k / 8 * kVec);
+    const int count = std::min(8, depth - k);
+    for (int i = 0; i < count; ++i, x += Tall) {
+      multiply_add(x, {_mm512_permutexvar_ps(words, table)}, total);
+      words = _mm512_srli_epi32(words, kNibbleBits);
+    }
+  }
+  add_sums(total, first, sums);
+#else
+  multiply_vectors<Tall>(source, x, depth, first, sums);
 #endif
-  return a;
 }
 
-// sums[m][j] (+)= sum over k of x[k][m] w[k][j]
-template <int Tall, int Wide>
-void multiply(const float* w, const float* x, int depth, bool first, float* sums) {
-  Vec total[Tall][Wide];
-  for (int m = 0; m < Tall; ++m) {
-    for (int j = 0; j < Wide; ++j) {
-      total[m][j] = splat(0.0f);
-    }
-  }
-  for (int k = 0; k < depth; ++k, w += kTileRows, x += Tall) {
-    Vec weight[Wide];
-    for (int j = 0; j < Wide; ++j) {
-      weight[j] = load(w + j * kVec);
-    }
-    for (int m = 0; m < Tall; ++m) {
-      const Vec factor = in_register(splat(x[m]));
-      for (int j = 0; j < Wide; ++j) {
-        total[m][j] = fma(factor, weight[j], total[m][j]);
-      }
-    }
-  }
-  for (int m = 0; m < Tall; ++m) {
-    for (int j = 0; j < Wide; ++j) {
-      float* to = sums + m * kTileRows + j * kVec;
-      store(first ? total[m][j] : load(to) + total[m][j], to);
-    }
-  }
+template <int... Tall>
+constexpr std::array<LutProduct, sizeof...(Tall)> products(bool looked_up, std::integer_sequence<int, Tall...>) {
+  return {(looked_up ? multiply_vectors<Tall + 1> : look_up_and_multiply<Tall + 1>)...};
 }
 
-using Multiply = void (*)(const float*, const float*, int, bool, float*);
-
-template <int Wide, int... Tall>
-constexpr std::array<Multiply, sizeof...(Tall)> multiplies(std::integer_sequence<int, Tall...>) {
-  return {multiply<Tall + 1, Wide>...};
-}
-
-// Panels of at most kTall rows of x, as even as they can be.
-struct Panels {
-  int64_t batch, count;
-  explicit Panels(int64_t batch_) : batch(batch_), count((batch_ + kTall - 1) / kTall) {}
-  int64_t begin(int64_t panel) const { return panel * (batch / count) + std::min(panel, batch % count); }
-  int tall(int64_t panel) const { return static_cast<int>(begin(panel + 1) - begin(panel)); }
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+struct FloatLookup {
+  static constexpr int kSteps = 8;
+  __m512 v;
+  FloatLookup(const float* centers, int levels) : v(CodeTable<kNibbleBits>(centers, levels).v[0]) {}
+  QK_HD __m512i operator[](__m512i words) const { return _mm512_castps_si512(_mm512_permutexvar_ps(words, v)); }
 };
+#endif
 
-// [K][tall] of one panel.
-template <class T>
-void lay_out(const T* x, int64_t in_features, int tall, float* to) {
-  alignas(64) float rows[kVec * kVec] = {}, columns[kVec * kVec];
-  for (int64_t k = 0; k < in_features; k += kVec) {
-    const int count = static_cast<int>(std::min<int64_t>(kVec, in_features - k));
-    for (int m = 0; m < tall; ++m) {
-      const T* from = x + m * in_features + k;
-      store(count == kVec ? load(from) : load_some(from, count), rows + m * kVec);
-    }
-    for (int i = 0; i < kVec; i += 4) {
-      transpose_words(rows + i, kVec * sizeof(float), columns + i * kVec, kVec);
-    }
-    for (int i = 0; i < count; ++i, to += tall) {
-      std::copy_n(columns + i * kVec, tall, to);
-    }
-  }
-}
+struct FloatProducts {
+  static constexpr int kTall = kMostTall, kDepth = kSourceVectors, kSteps = 8;
 
-template <class T>
-void write_rows(const float* sums, const float* bias, int rows, int64_t batch, int64_t out_features, T* out) {
-  for (int64_t b = 0; b < batch; ++b, sums += kTileRows, out += out_features) {
-    for (int j = 0; j < rows; j += kVec) {
-      const int count = std::min(kVec, rows - j);
-      Vec sum = load(sums + j);
-      if (bias) {
-        sum = sum + (count == kVec ? load(bias + j) : load_some(bias + j, count));
+  template <class T>
+  static void lay_out(const T* x, int64_t in_features, int tall, float* to) {
+    alignas(64) float rows[(kTall + kVec - 1) / kVec * kVec][kVec] = {};
+    for (int64_t k = 0; k < in_features; k += kVec, to += kVec * tall) {
+      const int count = static_cast<int>(std::min<int64_t>(kVec, in_features - k));
+      for (int m = 0; m < tall; ++m) {
+        const T* from = x + m * in_features + k;
+        store(count == kVec ? load(from) : load_some(from, count), rows[m]);
       }
-      if (count == kVec) {
-        store(sum, out + j);
-      } else {
-        store_some(sum, count, out + j);
+      lay_out_words(rows, tall, count, to);
+    }
+  }
+
+  template <int Bits>
+  static void prepare(const LutWeights& w, int64_t row, int rows, int64_t begin, int depth, LutSource& source) {
+    source.looked_up = true;
+    if (depth == 0) {
+      return;
+    }
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    if constexpr (Bits <= kNibbleBits) {
+      if (shares_table(w, row, rows)) {
+        source.looked_up = false;
+        store({CodeTable<Bits>(w.table_of(row * w.in_features), w.levels).v[0]}, source.table);
+        nibble_words<Bits, kDepth>(w, row, rows, begin, depth, source.vectors);
+        return;
+      }
+      if (one_table_a_run(w)) {
+        look_up_lines<Bits, FloatLookup>(w, row, rows, begin, depth, source.vectors);
+        return;
       }
     }
+#endif
+    dequantize_panel<Bits>(w, row, rows, begin, depth, source.vectors);
   }
-}
 
-template <int Bits>
-void multiply_tile(const LutWeights& w, int64_t row, int rows, const Panels& panels, const float* x, float* sums) {
-  static constexpr auto kMultiply = multiplies<kWide>(std::make_integer_sequence<int, kTall>{});
-  static constexpr auto kMultiplyNarrow = multiplies<1>(std::make_integer_sequence<int, kTall>{});
-  alignas(64) float tile[kDepth * kTileRows];
-  const auto& chosen = rows > kVec ? kMultiply : kMultiplyNarrow;
-  for (int64_t k = 0; k == 0 || k < w.in_features; k += kDepth) {
-    const int depth = static_cast<int>(std::min<int64_t>(kDepth, w.in_features - k));
-    for (int j = 0; j < rows; j += kVec) {
-      dequantize_panel<Bits>(w, row + j, std::min(kVec, rows - j), k, depth, tile + j, kTileRows);
-    }
-    for (int64_t p = 0; p < panels.count; ++p) {
-      const int64_t begin = panels.begin(p);
-      const int tall = panels.tall(p);
-      chosen[static_cast<size_t>(tall - 1)](tile, x + begin * w.in_features + k * tall, depth, k == 0,
-                                            sums + begin * kTileRows);
-    }
+  static LutProduct product(const LutSource& source, int tall) {
+    static constexpr auto kOfVectors = products(true, std::make_integer_sequence<int, kTall>{});
+    static constexpr auto kOfCodes = products(false, std::make_integer_sequence<int, kTall>{});
+    return (source.looked_up ? kOfVectors : kOfCodes)[static_cast<size_t>(tall - 1)];
   }
-}
-
-template <class T>
-void run(int threads, const LutWeights& w, int64_t bits, const float* bias, int64_t batch, const T* x, T* out) {
-  const int64_t block = std::min(batch, kBatchBlock);
-  const std::unique_ptr<float[]> laid_out(new float[static_cast<size_t>(block * w.in_features)]);
-  for (int64_t done = 0; done < batch; done += block) {
-    const Panels panels(std::min(block, batch - done));
-    parallel_for(threads, panels.count, std::max<int64_t>(kGrain / (kTall * w.in_features + 1), 1),
-                 [&](int64_t first, int64_t last) {
-                   for (int64_t p = first; p < last; ++p) {
-                     lay_out(x + (done + panels.begin(p)) * w.in_features, w.in_features, panels.tall(p),
-                             laid_out.get() + panels.begin(p) * w.in_features);
-                   }
-                 });
-    const int64_t tiles = (w.out_features + kTileRows - 1) / kTileRows;
-    for_bits("lut_linear", bits, [&](auto constant) {
-      constexpr int Bits = decltype(constant)::value;
-      parallel_for(threads, tiles, 1, [&](int64_t first, int64_t last) {
-        const std::unique_ptr<float[]> sums(new float[static_cast<size_t>(panels.batch * kTileRows)]);
-        for (int64_t t = first; t < last; ++t) {
-          const int64_t row = t * kTileRows;
-          const int rows = static_cast<int>(std::min<int64_t>(kTileRows, w.out_features - row));
-          multiply_tile<Bits>(w, row, rows, panels, laid_out.get(), sums.get());
-          write_rows(sums.get(), bias ? bias + row : nullptr, rows, panels.batch, w.out_features,
-                     out + done * w.out_features + row);
-        }
-      });
-    });
-  }
-}
+};
 
 }  // namespace
 
 void lut_tiles(int threads, const LutWeights& weights, int64_t bits, const float* bias, int64_t batch,
-               const TensorView& x, const TensorView& out) {
+               const TensorView& x, const TensorView& out, HighestCode* highest) {
   for_float_type(x.dtype, [&](auto value) {
     using T = decltype(value);
-    run(threads, weights, bits, bias, batch, x.as<T>(), out.as<T>());
+    run_tiles<FloatProducts>(threads, bits, LutCall<T>{weights, bias, x.as<T>(), out.as<T>(), highest}, batch);
   });
 }
 
