@@ -232,13 +232,13 @@ OTHERS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: qk.unpack_codes(CODES, 9, (4,)), ValueError, "unpack_codes: bits must be between 1 and 8, got 9"),
     (
         lambda: qk.lut_linear(X, PACKED, C, None, 2, (4,)),
-        TypeError,
+        ValueError,
         "lut_linear: shape must be the weight's two sizes (out, in), got (4,)",
     ),
     (
-        lambda: qk.lut_linear(X, PACKED, C, None, 1, (2, 5)),
+        lambda: qk.lut_linear(X, PACKED, C, None, 2, (1, 4)),
         ValueError,
-        "lut_linear: the last size of x must be in = 5, got x of shape (12,)",
+        "lut_linear: the last size of x must be in = 4, got x of shape (12,)",
     ),
     (
         lambda: qk.lut_linear(X, PACKED, C, None, 3, (2, X.shape[-1])),
