@@ -42,6 +42,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "qupedkern/optim": ("qupedkern.backends", "qupedkern.kernels", "qupedkern._C_", "qupedkern.testing", "triton"),
     "fl": ("qupedkern.backends", "qupedkern.kernels", "qupedkern._C_", "qupedkern.testing", "triton", "tests", "bench"),
     "bench": ("tests",),
+    "examples": ("qupedkern.", "fl", "tests", "bench"),  # what a user has: the public interface
 }
 # Kernels import nothing else of the package.
 ALLOWED_IN_KERNELS = ("qupedkern.kernels._math", "qupedkern.kernels._launch")
