@@ -2,7 +2,8 @@
 
 run.json             the manifest: what the run is, how many rounds are done, and the files that hold their outcome
 records.jsonl        one line a round; only the first `record_bytes` of it are part of the checkpoint
-state/               server.<round>.safetensors and client_<id>.<round>.safetensors, each written once
+state/               server.<round>.safetensors and client_<id>.<round>.safetensors, each written once; a client that
+                     has not been drawn has none
 models/, summary.json   written when the run ends
 
 A round's files are written first and the manifest is replaced last, in one atomic step. So whatever moment a process
@@ -22,25 +23,36 @@ import torch
 
 import qupedkern as qk
 from fl.algorithms import Algorithm
-from fl.core import Client, ClientState, Job
+from fl.core import Client, Job, state_file
 from fl.errors import CheckpointError
 from fl.storage import Json, Tensors, load_state, save_state, write_atomic
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run between two rounds: rounds done, the server's tensors, every client's state, one record a round."""
+    """A run between two rounds: rounds done, the server's tensors, where each client's state is, one record a round.
+
+    clients: the round whose file holds a client's state; one that has not been drawn is not in it.
+    """
 
     round: int
     server: Tensors
-    clients: dict[int, ClientState]
+    clients: dict[int, int]
     records: list[dict[str, Any]]
 
 
-def describe(job: Job, algorithm: Algorithm, clients: Sequence[Client]) -> Json:
-    """All that decides a run's outcome, as JSON; two runs with equal descriptions are the same experiment."""
+def profile(client: Client) -> Json:
+    """All that a run's outcome owes to one client, as JSON: its device, and a hash of its data."""
+    return {"architecture": client.architecture, "bits": client.bits, "data": _data_hash(client)}
+
+
+def describe(job: Job, algorithm: Algorithm, profiles: Sequence[Json]) -> Json:
+    """All that decides a run's outcome, as JSON; two runs with equal descriptions are the same experiment.
+
+    profiles: of the clients, in order of their numbers.
+    """
     return json.loads(
         json.dumps(
             {
@@ -48,14 +60,7 @@ def describe(job: Job, algorithm: Algorithm, clients: Sequence[Client]) -> Json:
                 "algorithm": algorithm.name,
                 "parameters": asdict(algorithm),  # type: ignore[call-overload]
                 "job": asdict(job),
-                "clients": [
-                    {
-                        "architecture": client.architecture,
-                        "bits": client.bits,
-                        "data": _data_hash(client),
-                    }
-                    for client in clients
-                ],
+                "clients": list(profiles),
             }
         )
     )
@@ -136,6 +141,7 @@ class Checkpoint:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._manifest = {"description": self._description, "clients": {}}
         self._write_manifest(threads=threads, built_with=_built_with())
+        (self.directory / "state").mkdir(exist_ok=True)
 
     def load(self) -> Snapshot:
         """The last completed round; what a dying process left behind it is dropped."""
@@ -156,22 +162,18 @@ class Checkpoint:
             )
         state = self.directory / "state"
         server, _ = load_state(state / manifest["server"])
-        clients = {int(number): ClientState.load(state / name) for number, name in manifest["clients"].items()}
+        clients = {int(number): int(at) for number, at in manifest["clients"].items()}
         return Snapshot(manifest["round"], server, clients, records)
 
-    def save(self, snapshot: Snapshot, changed: Iterable[int]) -> None:
-        """Write a completed round: the server, the clients that changed, its record, then the manifest."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a completed round: the server, its record, then the manifest. The clients' states are in their files."""
         state = self.directory / "state"
-        state.mkdir(exist_ok=True)
         server = f"server.{snapshot.round}.safetensors"
         save_state(state / server, snapshot.server, {})
-        files = dict(self._manifest["clients"])
-        for number in changed:
-            files[str(number)] = f"client_{number:03d}.{snapshot.round}.safetensors"
-            snapshot.clients[number].save(state / files[str(number)])
         record_bytes = self._append_record(snapshot.records[-1])
-        self._write_manifest(round=snapshot.round, server=server, clients=files, record_bytes=record_bytes)
-        kept = {server, *files.values()}
+        clients = {str(number): at for number, at in snapshot.clients.items()}
+        self._write_manifest(round=snapshot.round, server=server, clients=clients, record_bytes=record_bytes)
+        kept = {server, *(state_file(number, at) for number, at in snapshot.clients.items())}
         for path in [path for path in state.iterdir() if path.name not in kept]:
             path.unlink()
 

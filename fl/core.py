@@ -62,6 +62,11 @@ class ClientState:
         return cls(*load_state(path))
 
 
+def state_file(number: int, round_number: int) -> str:
+    """The name of the file that holds a client's state after that round."""
+    return f"client_{number:03d}.{round_number}.safetensors"
+
+
 @dataclass(frozen=True)
 class Message:
     """What travels from a client to the server. samples: the client's training images, for a weighted mean."""

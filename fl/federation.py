@@ -1,16 +1,20 @@
 """A federation as one object: the algorithm, the clients, how long, and which share of them a round."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl import models
 from fl.algorithms import Algorithm
-from fl.checkpoint import Checkpoint, describe
+from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import Client, Job
-from fl.engines import serial
+from fl.engines import loop
+from fl.engines.serial import Serial
+from fl.engines.work import Workplace
 from fl.result import RunResult
+from fl.storage import Json
 
 # The dearest step: three evaluations of the "alternating" variant, and one of the teacher.
 LEAST_EVALUATIONS = 4
@@ -70,10 +74,10 @@ class Federation:
 
     def check(self, out: Path, *, resume: bool = False) -> bool:
         """Whether `out` holds a checkpoint of this run; raises CheckpointError where `run` would refuse it."""
-        return Checkpoint(out, describe(self.job, self.algorithm, self.clients)).check(resume)
+        return Checkpoint(out, self._description()).check(resume)
 
     def run(
-        self, out: str | Path | None = None, *, resume: bool = False, on_round: serial.OnRound | None = None
+        self, out: str | Path | None = None, *, resume: bool = False, on_round: loop.OnRound | None = None
     ) -> RunResult:
         """Run it, one client after the other, with a checkpoint after every round.
 
@@ -81,6 +85,25 @@ class Federation:
         temporary directory, which stays (result.directory).  on_round: called with (rounds done, record).
         """
         directory = Path(tempfile.mkdtemp(prefix="fl-") if out is None else out)
-        return serial.run(
-            self.job, self.algorithm, self.clients, directory, resume=resume, threads=self.threads, on_round=on_round
+        return loop.run(
+            self.job,
+            self.algorithm,
+            len(self.clients),
+            self._description(),
+            directory,
+            self._opener(directory),
+            resume=resume,
+            threads=self.threads,
+            on_round=on_round,
         )
+
+    def _description(self) -> Json:
+        return describe(self.job, self.algorithm, [profile(client) for client in self.clients])
+
+    def _opener(self, directory: Path) -> loop.OpenEngine:
+        @contextmanager
+        def open_engine(threads: int) -> Iterator[loop.Engine]:
+            place = Workplace(self.job, self.algorithm, dict(enumerate(self.clients)), directory)
+            yield Serial(place)
+
+        return open_engine

@@ -1,1 +1,1 @@
-"""Engines run the rounds of a federation; they know checkpoints and clocks, and nothing of any algorithm's inside."""
+"""Who does the clients' work: the same steps, the same bits, whichever processes take them. loop.py is common to all."""

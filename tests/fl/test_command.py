@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fl.__main__ import app
-from fl.engines import serial
+from fl.engines import loop
 
 ROOT = Path(__file__).parents[2]
 Outcome = Callable[[Path], dict[str, Any]]
@@ -131,14 +131,14 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_bits(
     outcome: Outcome, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command(config_file, "--out", tmp_path / "whole")
-    play = serial._play_round
+    play = loop.play_round
 
     def interrupted(*arguments: object) -> object:
         if arguments[-1].round == 1:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
         return play(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(serial, "_play_round", interrupted)
+    monkeypatch.setattr(loop, "play_round", interrupted)
     result = command(config_file, "--out", tmp_path / "cut")
     assert result.exit_code == 130
     assert "interrupted, quped has 1 of 2 rounds" in result.stderr

@@ -1,0 +1,190 @@
+"""The round loop, whoever does the clients' work: draw, step, average, score, and a checkpoint after every round."""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from fl.algorithms import Algorithm
+from fl.checkpoint import Checkpoint, Snapshot
+from fl.core import Job, payload_bytes, sample_clients
+from fl.engines.work import Receipt
+from fl.evaluation import Score
+from fl.result import ClientRow, RunResult, row_from_json
+from fl.storage import Json, Tensors, write_atomic
+
+OnRound = Callable[[int, dict[str, Any]], None]
+At: TypeAlias = int | None  # the round whose file holds a client's state; None: it has not been drawn yet
+
+
+class Engine(ABC):
+    """Does the work of many clients, each as engines/work.py says. Results are by client, in the order that was given."""
+
+    @abstractmethod
+    def step(self, drawn: Mapping[int, At], server: Tensors, round_index: int) -> dict[int, Receipt]:
+        """One round of the drawn clients; their new states are in their files when it returns."""
+
+    @abstractmethod
+    def score(self, clients: Mapping[int, At], server: Tensors) -> dict[int, Score]:
+        """The accuracies of the models that these clients would ship now."""
+
+    @abstractmethod
+    def ship(self, clients: Mapping[int, At], server: Tensors) -> dict[int, ClientRow]:
+        """What clients do once at the end, their models written and scored; evaluations: those of the end alone."""
+
+
+OpenEngine = Callable[[int], AbstractContextManager[Engine]]  # given torch's thread count
+
+
+def run(
+    job: Job,
+    algorithm: Algorithm,
+    count: int,
+    description: Json,
+    directory: Path,
+    open_engine: OpenEngine,
+    *,
+    resume: bool = False,
+    threads: int = 1,
+    on_round: OnRound | None = None,
+) -> RunResult:
+    """Run a federation of `count` clients to its end, or from where its checkpoint stands.
+
+    description: of the experiment, from checkpoint.describe.  directory: absent or empty; with resume also one that holds
+    this experiment.  threads: torch's thread count for the run, restored afterwards; a resumed run takes the count it was
+    started with, which its bits depend on.  on_round: called with (rounds done, record) once for the state found or made,
+    then after each round.  Raises CheckpointError before anything is written.
+    """
+    checkpoint = Checkpoint(directory, description)
+    continued = checkpoint.check(resume)
+    if continued and checkpoint.finished:
+        return _load_result(algorithm, directory)
+    threads = checkpoint.threads if continued else threads
+    with _thread_count(threads):
+        snapshot = checkpoint.load() if continued else None
+        if snapshot is None:
+            checkpoint.start(threads)
+        with open_engine(threads) as engine:
+            if snapshot is None:
+                snapshot = _first_snapshot(job, algorithm, count, engine)
+                checkpoint.save(snapshot)
+            notify = on_round or (lambda *_: None)
+            notify(snapshot.round, snapshot.records[-1])
+            while snapshot.round < job.rounds:
+                snapshot = play_round(job, algorithm, count, engine, snapshot)
+                checkpoint.save(snapshot)
+                notify(snapshot.round, snapshot.records[-1])
+            result = _finish(algorithm, count, engine, snapshot, directory)
+            checkpoint.finish()
+    return result
+
+
+@contextmanager
+def _thread_count(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _first_snapshot(job: Job, algorithm: Algorithm, count: int, engine: Engine) -> Snapshot:
+    started = time.perf_counter()
+    server = algorithm.start_server(job)
+    scores = engine.score(dict.fromkeys(range(count)), server)
+    record = _record(algorithm.name, 0, [], list(scores.values()), losses=[], evaluations={}, bytes_down=0, bytes_up=0)
+    return Snapshot(0, server, {}, [{**record, "seconds": time.perf_counter() - started}])
+
+
+def play_round(job: Job, algorithm: Algorithm, count: int, engine: Engine, before: Snapshot) -> Snapshot:
+    """One round as a function of the snapshot before it; only the record's seconds depend on the clock."""
+    started = time.perf_counter()
+    drawn = sample_clients(job.seed, before.round, count, job.sample)
+    receipts = engine.step({number: before.clients.get(number) for number in drawn}, before.server, before.round)
+    messages = {number: receipt.message for number, receipt in receipts.items() if receipt.message is not None}
+    server = algorithm.server_step(job, before.server, messages)
+    states = {**before.clients, **dict.fromkeys(drawn, before.round + 1)}
+    changed = drawn if algorithm.personal else range(count)
+    scores = _scores(before.records[-1])
+    for number, score in engine.score({number: states.get(number) for number in changed}, server).items():
+        scores[number] = score
+    record = _record(
+        algorithm.name,
+        before.round + 1,
+        drawn,
+        scores,
+        losses=[receipt.loss for receipt in receipts.values() if receipt.loss is not None],
+        evaluations={str(number): receipt.evaluations for number, receipt in receipts.items()},
+        bytes_down=payload_bytes(before.server) * len(drawn),
+        bytes_up=sum(payload_bytes(message.tensors) for message in messages.values()),
+    )
+    record["seconds"] = time.perf_counter() - started
+    return Snapshot(before.round + 1, server, states, [*before.records, record])
+
+
+def _record(
+    algorithm: str,
+    round_number: int,
+    drawn: list[int],
+    scores: Sequence[Score],
+    *,
+    losses: list[float],
+    evaluations: dict[str, int],
+    bytes_down: int,
+    bytes_up: int,
+) -> dict[str, Any]:
+    """A round's record, its seconds excepted; report.py says what each key means."""
+    tests = [one.test for one in scores]
+    validations = [one.validation for one in scores]
+    return {
+        "algorithm": algorithm,
+        "round": round_number,
+        "drawn": drawn,
+        "accuracy_mean": sum(tests) / len(tests),
+        "accuracy_worst": min(tests),
+        "accuracy": tests,
+        "validation_mean": sum(validations) / len(validations),
+        "validation": validations,
+        "loss": sum(losses) / len(losses) if losses else None,
+        "evaluations": evaluations,
+        "bytes_down": bytes_down,
+        "bytes_up": bytes_up,
+    }
+
+
+def _scores(record: dict[str, Any]) -> list[Score]:
+    return [Score(test, val) for test, val in zip(record["accuracy"], record["validation"], strict=True)]
+
+
+def _finish(algorithm: Algorithm, count: int, engine: Engine, snapshot: Snapshot, directory: Path) -> RunResult:
+    """Let every client finish and write its model; the summary is written last."""
+    started = time.perf_counter()
+    models = directory / "models"
+    models.mkdir(exist_ok=True)
+    for leftover in models.glob(".*"):  # of a process killed while it wrote here
+        leftover.unlink()
+    rows = engine.ship({number: snapshot.clients.get(number) for number in range(count)}, snapshot.server)
+    spent = dict.fromkeys(rows, 0)
+    for record in snapshot.records:
+        for number, evaluations in record["evaluations"].items():
+            spent[int(number)] += evaluations
+    totals = [replace(row, evaluations=row.evaluations + spent[number]) for number, row in rows.items()]
+    seconds = sum(record["seconds"] for record in snapshot.records) + time.perf_counter() - started
+    result = RunResult(algorithm.name, directory, snapshot.records, totals, seconds)
+    write_atomic(directory / "summary.json", json.dumps(result.summary(), indent=1).encode() + b"\n")
+    return result
+
+
+def _load_result(algorithm: Algorithm, directory: Path) -> RunResult:
+    """The result of a run that had finished before."""
+    summary = json.loads((directory / "summary.json").read_text())
+    lines = (directory / "records.jsonl").read_text().splitlines()
+    rows = [row_from_json(row) for row in summary["clients"]]
+    return RunResult(algorithm.name, directory, [json.loads(line) for line in lines], rows, summary["seconds"])

@@ -1,0 +1,99 @@
+"""What is done to one client, in whichever process: a local step, its accuracy, the model it ships. Its state lies in a file.
+
+A client's state is named by the round that wrote it: `client_007.12.safetensors`; a client that has not been drawn yet has
+no file, its state is what the algorithm starts it with. A step writes a new file and touches no other, so it may be done
+again, by anyone, after a crash. At most the states of one round's clients are in memory.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl.algorithms import Algorithm
+from fl.core import Client, ClientState, Job, Message, Update, state_file
+from fl.errors import DivergedError
+from fl.evaluation import Score, score
+from fl.result import ClientRow
+from fl.shipping import load_model, save_model
+from fl.storage import Tensors
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a client's step leaves beside its state: its message (None: nothing travels), and what it spent."""
+
+    message: Message | None
+    evaluations: int
+    loss: float | None
+
+
+def model_file(number: int) -> str:
+    """The name of the file of the model that a client ships."""
+    return f"client_{number:03d}.safetensors"
+
+
+class Workplace:
+    """The work on those clients whose data is here, and whose states and models lie under a directory."""
+
+    def __init__(self, job: Job, algorithm: Algorithm, clients: Mapping[int, Client], directory: Path) -> None:
+        self.job, self.algorithm, self.clients = job, algorithm, clients
+        self.states, self.models = directory / "state", directory / "models"
+        self._recent: dict[int, tuple[int, ClientState]] = {}  # this round's new states: round, state
+
+    def state(self, number: int, at: int | None) -> ClientState:
+        """A client's state after round `at`; None: as it starts."""
+        if at is None:
+            return self.algorithm.start_client(self.job, self.clients[number])
+        kept, state = self._recent.get(number, (None, None))
+        return state if state is not None and kept == at else ClientState.load(self.states / state_file(number, at))
+
+    def step(self, number: int, at: int | None, server: Tensors, round_index: int) -> Receipt:
+        """A drawn client's round, from its state after round `at`; its state after this one goes to its file."""
+        if any(kept != round_index + 1 for kept, _ in self._recent.values()):
+            self._recent.clear()
+        state = self.state(number, at)
+        update = self.algorithm.client_step(self.job, self.clients[number], state, server, round_index)
+        _check_finite(update, f"{self.algorithm.name}: client {number} in round {round_index + 1}")
+        update.state.save(self.states / state_file(number, round_index + 1))
+        self._recent[number] = (round_index + 1, update.state)
+        return Receipt(update.message, update.evaluations, update.loss)
+
+    def score(self, number: int, at: int | None, server: Tensors) -> Score:
+        """The accuracies of the model that the client would ship now."""
+        client = self.clients[number]
+        return score(self.algorithm.model(self.job, client, self.state(number, at), server), client)
+
+    def ship(self, number: int, at: int | None, server: Tensors) -> ClientRow:
+        """Let a client finish, write its model, and score the model as read back from its file.
+
+        The row's evaluations are those of the finish alone.
+        """
+        job, algorithm, client = self.job, self.algorithm, self.clients[number]
+        update = algorithm.finish_client(job, client, self.state(number, at), server)
+        _check_finite(update, f"{algorithm.name}: client {number} at the end")
+        path = self.models / model_file(number)
+        architecture, bits = algorithm.shipped(job, client)
+        save_model(algorithm.model(job, client, update.state, server), bits, path)
+        final = score(load_model(algorithm.factory(job, client), bits, path), client)
+        return ClientRow(
+            client=number,
+            classes=client.data.classes,
+            architecture=architecture,
+            bits=bits,
+            train_samples=len(client.data.train),
+            test_samples=len(client.data.test),
+            accuracy=final.test,
+            validation=final.validation,
+            evaluations=update.evaluations,
+            model_file=f"{self.models.name}/{path.name}",
+            model_bytes=path.stat().st_size,
+        )
+
+
+def _check_finite(update: Update, where: str) -> None:
+    """Stop a run that has diverged before its numbers reach the server or a checkpoint."""
+    tensors = [*update.state.tensors.values(), *(update.message.tensors.values() if update.message else ())]
+    finite = update.loss is None or math.isfinite(update.loss)
+    if not finite or not all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point()):
+        raise DivergedError(f"{where}: training has diverged, its loss is {update.loss}, choose a lower rate")
