@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import qupedkern as qk
 from qupedkern.ops import OPS
-from qupedkern.testing.harness import kernels, run, same_bits
+from qupedkern.testing.harness import check, kernels, run, same_bits
 from qupedkern.testing.strategies import CALM, HOSTILE, INPUTS
 
 BACKENDS = [backend for op, backend in kernels() if op == "lut_linear"]
@@ -66,3 +67,67 @@ def test_a_code_past_the_last_center_is_refused(backend: str, data: st.DataObjec
     full = torch.full(tuple(shape), (1 << bits) - 1, dtype=torch.uint8)
     with qk.use_backend(backend), pytest.raises(ValueError, match=f"codes must be below m = {centers.shape[-1]}"):
         qk.lut_linear(x, qk.pack_codes(full, bits), centers, bias, bits, shape)
+
+
+# Rows of W on and off the vectors' and blocks' sizes, codes a row on and off a chunk's: every kernel's edges.
+KERNEL_SHAPES = [
+    (1, 8),
+    (15, 120),
+    (16, 128),
+    (17, 136),
+    (64, 512),
+    (65, 1024),
+    (130, 1032),
+    (70, 2048),
+    (3, 999),
+    (33, 4104),
+]
+
+
+def _kernel_case(shape: tuple[int, int], bits: int, groups: int, batch: int, levels: int) -> tuple[Any, ...]:
+    rng = torch.Generator().manual_seed(bits * 1000 + batch)
+    packed = qk.pack_codes(torch.randint(0, levels, shape, generator=rng, dtype=torch.uint8), bits)
+    centers = torch.randn(groups, levels, generator=rng).sort(1).values
+    x = torch.randn(batch, shape[1], generator=rng) * torch.logspace(-3, 3, shape[1])
+    return x, packed, centers, torch.randn(shape[0], generator=rng), bits, list(shape)
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("bits", range(1, 6))
+@pytest.mark.parametrize("shape", KERNEL_SHAPES, ids=str)
+def test_every_kernel_is_a_float32_dot_product_at_its_edges(backend: str, shape: tuple[int, int], bits: int) -> None:
+    blocks = shape[0] * shape[1] // 128 if shape[1] % 128 == 0 else shape[0] * shape[1]
+    for groups in (1, shape[0], blocks):
+        for batch, spare in ((1, 0), (2, 1), (5, 0), (16, 0), (19, 1)):
+            args = _kernel_case(shape, bits, groups, batch, max((1 << bits) - spare, 2))
+            check("lut_linear", args, backend)
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_a_row_has_the_same_bits_in_batches_of_one_regime(backend: str, bits: int, dtype: torch.dtype) -> None:
+    for groups in (1, 130):
+        x, *rest = _kernel_case((130, 1032), bits, groups, 21, 1 << bits)
+        x = x.to(dtype)
+        with qk.batch_invariant(True), qk.use_backend(backend):
+            alone = torch.cat([qk.lut_linear(row, *rest) for row in x.split(1)])
+            for batch in (2, 3, 4, 7, 16, 21):
+                assert same_bits(qk.lut_linear(x[:batch], *rest), alone[:batch])
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("groups", [1, 70])
+def test_one_code_past_the_last_center_is_found_wherever_it_is(backend: str, bits: int, groups: int) -> None:
+    shape, levels = (70, 1032), (1 << bits) - 1
+    x, packed, centers, bias, *_ = _kernel_case(shape, bits, groups, 2, levels)
+    codes = qk.unpack_codes(packed, bits, shape)
+    with qk.use_backend(backend):
+        for row, column in ((0, 0), (3, 517), (69, 1031), (64, 1024)):
+            wrong = codes.clone()
+            wrong[row, column] = levels
+            for rows in (x, torch.zeros_like(x), x[:0]):
+                with pytest.raises(ValueError, match=f"codes must be below m = {levels}, got {levels}"):
+                    qk.lut_linear(rows, qk.pack_codes(wrong, bits), centers, bias, bits, shape)
+        assert qk.lut_linear(x * math.nan, packed, centers, bias, bits, shape).isnan().all()  # x alone is no error

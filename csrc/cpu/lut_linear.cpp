@@ -3,6 +3,9 @@
 #include "../kernels.h"
 #include "bit_stream.h"
 #include "code_check.h"
+#include "lut_regimes.h"
+#include "lut_rows.h"
+#include "lut_sums.h"
 #include "lut_tiles.h"
 #include "rows.h"
 
@@ -10,49 +13,43 @@ namespace qk::cpu {
 namespace {
 
 constexpr const char* kOp = "lut_linear";
+constexpr int64_t kScanned = 8192;  // codes a step of the check
 
-struct Problem {
-  int64_t batch, out_features, in_features;
-  const uint8_t* packed;
-  Rows table;
-  const float* bias;  // null for none
-};
-
-// Codes [begin, end) of the stream, one a byte.
+// Every code of the stream, before anything is written.
 template <int Bits>
-void decode(const uint8_t* packed, int64_t begin, int64_t end, uint8_t* codes) {
-  constexpr unsigned kMask = (1u << Bits) - 1u;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t first = i * Bits;
-    unsigned word = packed[first / 8];
-    if (first % 8 + Bits > 8) {
-      word |= static_cast<unsigned>(packed[first / 8 + 1]) << 8;
-    }
-    *codes++ = static_cast<uint8_t>((word >> (first % 8)) & kMask);
-  }
-}
-
-template <int Bits>
-int highest_code(const Problem& p, int64_t n, std::vector<uint8_t>& codes) {
-  decode<Bits>(p.packed, n * p.in_features, (n + 1) * p.in_features, codes.data());
-  return highest_of(codes.data(), p.in_features);
-}
-
-// Before anything is written.
-template <int Bits>
-void check_codes(int threads, const Problem& p) {
-  if (p.table.levels == 1 << Bits) {
-    return;
-  }
+void check_codes(int threads, const LutWeights& w) {
+  const int64_t numel = w.in_features * w.out_features;
   HighestCode highest;
-  parallel_for(threads, p.out_features, std::max<int64_t>(kGrain / std::max<int64_t>(p.in_features, 1), 1),
-               [&](int64_t first, int64_t last) {
-                 std::vector<uint8_t> codes(static_cast<size_t>(p.in_features));
-                 for (int64_t n = first; n < last; ++n) {
-                   highest.see(highest_code<Bits>(p, n, codes));
-                 }
-               });
-  check_codes_below_levels(kOp, highest, p.table.levels);
+  parallel_for(threads, (numel + kScanned - 1) / kScanned, 4, [&](int64_t first, int64_t last) {
+    const int64_t begin = first * kScanned, end = std::min(last * kScanned, numel);
+    highest.see(highest_in_stream<Bits>(w.packed + begin / 8 * Bits, end - begin));
+  });
+  check_codes_below_levels(kOp, highest, w.levels);
+}
+
+template <int Bits, class T>
+void run(int threads, const LutCall<T>& call, const TensorView& x, const TensorView& out) {
+  const bool spare = call.weights.levels < 1 << Bits;
+  [[maybe_unused]] HighestCode highest;
+  switch (lut_form(call.weights, Bits, call.batch)) {
+    case LutForm::sums:
+      if constexpr (Bits <= 2) {
+        SumsKernel<Bits>::run(threads, call, spare ? &highest : nullptr);
+      }
+      break;
+    case LutForm::rows:
+      if constexpr (Bits <= 4) {
+        RowsKernel<Bits>::run(threads, call, spare ? &highest : nullptr);
+      }
+      break;
+    case LutForm::tiles:
+      if (spare) {
+        check_codes<Bits>(threads, call.weights);
+      }
+      lut_tiles(threads, call.weights, Bits, call.bias, call.batch, x, out, nullptr);
+      break;
+  }
+  check_codes_below_levels(kOp, highest, call.weights.levels);
 }
 
 }  // namespace
@@ -75,19 +72,22 @@ void lut_linear(int threads, View x, View packed, View centers, const std::optio
              shape_of(bias->sizes));
   }
   const TensorView weight{nullptr, shape, Dtype::uint8};
-  const Problem p{batch, n, k, packed.as<uint8_t>(), rows_of(kOp, weight, centers), bias ? bias->as<float>() : nullptr};
+  const Rows table = rows_of(kOp, weight, centers);
+  const LutWeights weights{packed.as<uint8_t>(), packed.numel(), n, k, table.centers, table.levels, table.length};
   for_bits(kOp, bits, [&](auto constant) {
     constexpr int Bits = decltype(constant)::value;
     QK_CHECK(packed.numel() == packed_bytes(n * k, Bits),
              text(kOp, ": packed must have ", packed_bytes(n * k, Bits), " bytes for shape ", shape_of(shape), " at ",
                   Bits, " bits"),
              std::to_string(packed.numel()));
-    QK_CHECK(p.table.levels <= 1 << Bits, text(kOp, ": ", Bits, " bits tell ", 1 << Bits, " centers apart"),
-             std::to_string(p.table.levels));
-    check_codes<Bits>(threads, p);
+    QK_CHECK(table.levels <= 1 << Bits, text(kOp, ": ", Bits, " bits tell ", 1 << Bits, " centers apart"),
+             std::to_string(table.levels));
+    for_float_type(x.dtype, [&](auto value) {
+      using T = decltype(value);
+      run<Bits>(threads, LutCall<T>{weights, bias ? bias->as<float>() : nullptr, batch, x.as<T>(), out.as<T>()}, x,
+                out);
+    });
   });
-  const LutWeights weights{p.packed, packed.numel(), n, k, p.table.centers_of(0), p.table.levels, p.table.length};
-  lut_tiles(threads, weights, bits, p.bias, batch, x, out, nullptr);
 }
 
 }  // namespace qk::cpu
