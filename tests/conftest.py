@@ -16,6 +16,9 @@ _SLOW_MACHINE = (HealthCheck.too_slow, HealthCheck.data_too_large)  # a shared r
 settings.register_profile("dev", max_examples=25, deadline=None, suppress_health_check=_SLOW_MACHINE)
 settings.register_profile("ci", max_examples=120, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE)
 settings.register_profile("slow", max_examples=1500, deadline=None, suppress_health_check=_SLOW_MACHINE)
+settings.register_profile(  # kernels interpreted in Python
+    "interpreted", max_examples=10, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 

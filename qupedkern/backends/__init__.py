@@ -18,7 +18,8 @@ import torch
 
 from ._invariance import batch_invariant as batch_invariant
 
-ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp",)}  # device type -> backends tried before eager
+# Device type -> backends tried before eager. torch calls AMD's GPUs "cuda" too.
+ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp",), "cuda": ("triton",)}
 EAGER = "eager"
 _ENVIRONMENT = "QUPEDKERN_BACKEND"
 
@@ -77,9 +78,9 @@ class _Forced:
 class use_backend:
     """Force a backend for every op: `use_backend("eager")` from here on, `with use_backend("cpp"):` for a block.
 
-    name: "eager", "cpp" (further backends as they are added), or None, which leaves the choice to the environment. A forced
-    backend raises RuntimeError where its kernel refuses the arguments; an op without a kernel there runs eager. The
-    environment variable QUPEDKERN_BACKEND does the same for a whole process; a name given here overrules it.
+    name: "eager", "cpp", "triton" (further backends as they are added), or None, which leaves the choice to the
+    environment. A forced backend raises RuntimeError where its kernel refuses the arguments; an op without a kernel there
+    runs eager. The environment variable QUPEDKERN_BACKEND does the same for a whole process; a name given here overrules it.
     """
 
     def __init__(self, name: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from qupedkern.nn import absolute_sharpness
 from qupedkern.ops import foreach_soft_quantize, hard_quantize
 
-from ._codebook import Codebook
+if TYPE_CHECKING:
+    from ._base import Codebook
 
 
 def _running_statistics(model: nn.Module) -> list[nn.Module]:

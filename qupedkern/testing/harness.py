@@ -77,6 +77,24 @@ def each(change: Callable[[Tensor], Any], value: Any) -> Any:
     return [each(change, v) for v in value] if isinstance(value, list) else value
 
 
+def device_of(backend: str) -> str:
+    """The device its kernels are tested on: the CPU where they run there, interpreted ones too."""
+    return "cpu" if backend == EAGER or "cpu" in module(backend).DEVICES else module(backend).DEVICES[0]
+
+
+def on_device_of(backend: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments on the backend's device, strides and offsets and the gaps between elements as they are."""
+    device = device_of(backend)
+    if device == "cpu":
+        return args
+
+    def moved(tensor: Tensor) -> Tensor:
+        whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).to(device)
+        return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    return tuple(each(moved, a) for a in args)
+
+
 def unshared(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same arguments, those the op writes in place as copies with the same strides."""
     written = mutated(op)
@@ -91,12 +109,13 @@ def _everything(op: str, args: tuple[Any, ...], result: Any) -> tuple[Tensor, ..
 def run(op: str, args: tuple[Any, ...], backend: str) -> tuple[Tensor, ...] | None:
     """The outputs of torch.ops.qupedkern.<op> on op arguments; None where this backend refuses them, with its sentence.
 
-    For an op that works in place, also what it wrote, last; the arguments themselves stay as they were.
+    The arguments are moved to the backend's device, the outputs back. For an op that works in place, also what it wrote,
+    last; the arguments themselves stay as they were.
     """
-    args = unshared(op, args)
+    args = unshared(op, on_device_of(backend, args))
     with use_backend(backend), poisoned_outputs():
         if not has_kernel(backend, op) or backend == EAGER or why_not(backend, op, args) is None:
-            return _everything(op, args, getattr(torch.ops.qupedkern, op)(*args))
+            return tuple(t.cpu() for t in _everything(op, args, getattr(torch.ops.qupedkern, op)(*args)))
         try:
             getattr(torch.ops.qupedkern, op)(*args)
         except RuntimeError as error:
