@@ -42,6 +42,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "qupedkern/optim": ("qupedkern.backends", "qupedkern.kernels", "qupedkern._C_", "qupedkern.testing", "triton"),
     "fl": ("qupedkern.backends", "qupedkern.kernels", "qupedkern._C_", "qupedkern.testing", "triton", "tests", "bench"),
     "bench": ("tests",),
+    "examples": ("qupedkern.", "fl", "tests", "bench"),  # what a user has: the public interface
 }
 
 
@@ -103,7 +104,7 @@ def test_kernels_import_only_their_own_helpers_and_name_an_op() -> None:
         ours = {i for i in imports(path) if names("qupedkern", i) and i not in ("qupedkern", "qupedkern.kernels")}
         assert all(i.startswith("qupedkern.kernels._") for i in ours), (
             path
-        )  # their helpers, and nothing else of the package
+        )  # their helpers, nothing else of the package
         assert path.stem in OPS or path.stem.startswith("_"), f"{path} names no op"
 
 

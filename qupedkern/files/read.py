@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qupedkern.nn import KINDS
-from qupedkern.ops import unpack_codes
+from qupedkern.nn._codes import codes_problem
 
 from .container import CHUNK, Container, Stored, opened
 from .errors import refusal
@@ -106,15 +106,8 @@ def _check_centers(path: Any, name: str, record: LayerRecord, chunks: Chunks) ->
 
 
 def _check_codes(path: Any, name: str, record: LayerRecord, chunks: Chunks) -> None:
-    """Every code below the levels, and nothing in the bits behind the last."""
-    left = math.prod(record.shape)
-    for piece in chunks(f"{name}.packed", record.bits):  # `bits` bytes hold eight codes
-        count = min(left, len(piece) * 8 // record.bits)
-        left -= count
-        if record.levels < 1 << record.bits:
-            largest = int(unpack_codes(piece, record.bits, (count,)).max())
-            if largest >= record.levels:
-                raise refusal(path, f"{name}.packed has code {largest}, the layer has {record.levels} levels")
-        unused = 8 * len(piece) - count * record.bits
-        if int(piece[-1]) >> (8 - unused):
-            raise refusal(path, f"{name}.packed has bits behind its last code, which must be 0")
+    problem = codes_problem(  # `bits` bytes hold eight codes
+        chunks(f"{name}.packed", record.bits), math.prod(record.shape), record.bits, record.levels
+    )
+    if problem is not None:
+        raise refusal(path, f"{name}.packed {problem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qupedkern.ops import dequantize, unpack_codes
+
+from ._codes import codes_problem, pieces_of
 
 
 class PackedLayer(nn.Module):
@@ -87,6 +90,33 @@ class PackedLayer(nn.Module):
     def weight(self) -> Tensor:
         """The weight, dequantized anew at each access; differentiable in the centers."""
         return self.like_weight(dequantize(self.codes(), self.centers))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        """As in nn.Module, which copies whatever has the right shape, but codes that this layer cannot have are refused.
+
+        lists: missing keys, unexpected keys, messages; load_state_dict raises RuntimeError where there are messages. The
+        layer then keeps its codes and its centers.
+        """
+        problem = self._problem_of(state_dict.get(f"{prefix}packed"), state_dict.get(f"{prefix}centers"))
+        if problem is not None:
+            lists[-1].append(f"{prefix}{problem}")
+        else:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    def _problem_of(self, packed: Any, centers: Any) -> str | None:
+        """Why codes and centers of a state dict are not this layer's; None too where they are missing, which nn.Module tells."""
+        if isinstance(centers, Tensor) and centers.shape != self.centers.shape:
+            return f"centers must be {tuple(self.centers.shape)}, got {tuple(centers.shape)}"
+        if not isinstance(packed, Tensor):
+            return None
+        if packed.dtype != torch.uint8 or packed.shape != self.packed.shape:
+            return f"packed must be torch.uint8 {tuple(self.packed.shape)}, got {packed.dtype} {tuple(packed.shape)}"
+        if packed.device.type == "meta":
+            return None
+        problem = codes_problem(pieces_of(packed, self.bits), math.prod(self.weight_shape), self.bits, self.levels)
+        return None if problem is None else f"packed {problem}"
 
     def to_float(self) -> nn.Module:
         """The plain torch layer with the quantized values."""

@@ -11,41 +11,25 @@ from torch import Tensor
 
 from qupedkern.backends import batch_invariant
 
-from ._checks import check_center_type, check_centers, check_codes, check_float, check_int, check_same_device
+from ._checks import check_center_type, check_float, check_same_device
 from ._define import define_op, differentiable, not_differentiable
+from ._packed import check_packed
 from ._rows import compute_dtype, row_sum
-from .dequantize import reference as dequantize_reference
-from .pack_codes import packed_bytes
-from .unpack_codes import reference as unpack_reference
+from .dequantize_packed import reference as dequantize_packed
 
 _OP = "lut_linear"
-
-
-def _check_shape(shape: Any) -> list[int]:
-    if isinstance(shape, (str, bytes)) or not isinstance(shape, Sequence) or len(shape) != 2:
-        raise TypeError(f"{_OP}: shape must be the weight's two sizes (out, in), got {shape!r}")
-    return [check_int(_OP, "each size in shape", size, 0, 2**62) for size in shape]
 
 
 def _prepare(
     x: Any, packed: Any, centers: Any, bias: Any, bits: Any, shape: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int, list[int]]:
-    sizes = _check_shape(shape)
-    bits = check_int(_OP, "bits", bits, 1, 8)
+    packed, centers, bits, sizes = check_packed(_OP, packed, centers, bits, shape)
+    if len(sizes) != 2:
+        raise ValueError(f"{_OP}: shape must be the weight's two sizes (out, in), got {tuple(sizes)}")
     x = check_float(_OP, "x", x)
-    packed = check_codes(_OP, "packed", packed)
     if x.dim() == 0 or x.shape[-1] != sizes[1]:
         raise ValueError(f"{_OP}: the last size of x must be in = {sizes[1]}, got x of shape {tuple(x.shape)}")
-    needed = packed_bytes(math.prod(sizes), bits)
-    if packed.dim() != 1 or packed.numel() != needed:
-        raise ValueError(
-            f"{_OP}: packed must have shape ({needed},) to hold {tuple(sizes)} codes of {bits} bits, "
-            f"got {tuple(packed.shape)}"
-        )
-    centers = check_centers(_OP, centers, math.prod(sizes), what="the weight")
-    if centers.shape[-1] > 1 << bits:
-        raise ValueError(f"{_OP}: {bits} bits tell {1 << bits} centers apart, got rows of {centers.shape[-1]}")
-    check_same_device(_OP, x=x, packed=packed, centers=centers)
+    check_same_device(_OP, x=x, packed=packed)
     centers = check_center_type(_OP, x, centers)
     if bias is not None:
         bias = check_float(_OP, "bias", bias)
@@ -55,11 +39,7 @@ def _prepare(
             )
         check_same_device(_OP, x=x, bias=bias)
         bias = bias.to(centers.dtype).contiguous()
-    return x.contiguous(), packed.contiguous(), centers, bias, bits, sizes
-
-
-def _weight(packed: Tensor, centers: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    return dequantize_reference(unpack_reference(packed, bits, shape), centers)
+    return x.contiguous(), packed, centers, bias, bits, sizes
 
 
 @define_op(
@@ -71,7 +51,7 @@ def reference(
     x: Tensor, packed: Tensor, centers: Tensor, bias: Tensor | None, bits: int, shape: Sequence[int]
 ) -> Tensor:
     rows = x.reshape(math.prod(x.shape[:-1]), shape[1]).to(compute_dtype(x))
-    weight = _weight(packed, centers, bits, shape).to(rows.dtype)
+    weight = dequantize_packed(packed, centers, bits, shape).to(rows.dtype)
     if batch_invariant.pinned and rows.shape[0] > 1:  # a matrix product may sum in another order for each batch
         out = torch.cat([torch.nn.functional.linear(row, weight, bias) for row in rows.split(1)])
     else:
@@ -94,10 +74,10 @@ def reference_backward(
     batch = math.prod(x.shape[:-1])
     rows = x.reshape(batch, shape[1]).to(compute_dtype(x))
     slopes = grad.reshape(batch, shape[0]).to(rows.dtype)
-    kernels = torch.ops.qupedkern  # their own kernels where there are some; the codes of one layer are a byte each here
-    codes = kernels.unpack_codes(packed, bits, shape)
-    grad_x = (slopes @ kernels.dequantize(codes, centers)).to(x.dtype).reshape(x.shape)
-    grad_centers = kernels.dequantize_backward(slopes.t() @ rows, codes, centers)
+    kernels = torch.ops.qupedkern  # their own kernels where there are some
+    weight = kernels.dequantize_packed(packed, centers, bits, shape)
+    grad_x = (slopes @ weight).to(x.dtype).reshape(x.shape)
+    grad_centers = kernels.dequantize_packed_backward(slopes.t() @ rows, packed, centers, bits, shape)
     grad_bias = centers.new_empty(0) if bias is None else row_sum(slopes.t())
     return grad_x, grad_centers, grad_bias
 

@@ -19,6 +19,7 @@ from ._checks import (
 )
 from ._define import OPS, define_op
 from ._rows import cell_sum, compute_dtype, row_sum, split_rows
+from ._torch_step import adam, sgd
 from .assign import cell_codes
 from .hard_quantize import nearest
 
@@ -26,6 +27,35 @@ CHAINS = ("none", "soft", "hard", "straight_through")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _OP = "quped_step"
 _Tensors = list[Tensor]
+
+
+class _Arguments(NamedTuple):
+    """Of the op, in the order of its schema; _prepare makes them of what the public function is given."""
+
+    x: _Tensors
+    grad: _Tensors
+    quantized_grad: _Tensors
+    first: _Tensors
+    second: _Tensors
+    centers: _Tensors
+    sharpness: _Tensors
+    strength: _Tensors
+    chain: str = "none"
+    optimizer: str = "sgd"
+    norm: str = "l1"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 1e-8
+    nesterov: bool = False
+    step: int = 1
+    clamp: bool = False
+    codes: bool = False
+    pack_bits: int = 0
+
+
+_NUMBERS = ("lr", "weight_decay", "beta1", "beta2", "eps")
 
 
 class QupedStep(NamedTuple):
@@ -59,109 +89,92 @@ def _check_distinct(written: _Tensors) -> None:
         raise ValueError(f"{_OP}: x, first and second must be different tensors, got one of them twice; pass it once")
 
 
-def _check_optimizer(optimizer: str, options: dict[str, float], nesterov: bool, step: int) -> None:
-    for name, value in options.items():
+def _check_numbers(given: _Arguments) -> None:
+    for name in _NUMBERS:
+        value = getattr(given, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{_OP}: {name} must be a number, got {type(value).__name__}")
-    check_int(_OP, "step", step, 1, 2**53)
-    if nesterov and (optimizer != "sgd" or options["beta1"] == 0):
+    check_int(_OP, "step", given.step, 1, 2**53)
+    optimizer = given.optimizer
+    if given.nesterov and (optimizer != "sgd" or given.beta1 == 0):
         raise ValueError(f"{_OP}: nesterov needs optimizer 'sgd' with momentum, got {optimizer!r}")
-    if optimizer != "sgd" and not (0 <= options["beta1"] < 1 and 0 <= options["beta2"] < 1):
-        betas = f"({options['beta1']}, {options['beta2']})"
+    if optimizer != "sgd" and not (0 <= given.beta1 < 1 and 0 <= given.beta2 < 1):
+        betas = f"({given.beta1}, {given.beta2})"
         raise ValueError(f"{_OP}: beta1 and beta2 must be in [0, 1) for {optimizer!r}, got {betas}")
 
 
-def _prepare(
-    x: Any,
-    grad: Any,
-    quantized_grad: Any,
-    first: Any,
-    second: Any,
-    centers: Any,
-    sharpness: Any,
-    strength: Any,
-    chain: str = "none",
-    optimizer: str = "sgd",
-    norm: str = "l1",
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    beta1: float = 0.0,
-    beta2: float = 0.0,
-    eps: float = 1e-8,
-    nesterov: bool = False,
-    step: int = 1,
-    clamp: bool = False,
-    codes: bool = False,
-    pack_bits: int = 0,
-) -> tuple[Any, ...]:
-    chain = check_choice(_OP, "chain", chain, CHAINS)
-    optimizer = check_choice(_OP, "optimizer", optimizer, OPTIMIZERS)
-    norm = check_norm(_OP, norm)
-    options = {"lr": lr, "weight_decay": weight_decay, "beta1": beta1, "beta2": beta2, "eps": eps}
-    _check_optimizer(optimizer, options, nesterov, step)
-    check_int(_OP, "pack_bits", pack_bits, 0, 8)
-    check_lists(_OP, x=x, centers=centers, strength=strength)
-    x = list(x)
-    soft = chain == "soft"
+def _prepare(*args: Any, **options: Any) -> tuple[Any, ...]:
+    given = _Arguments(*args, **options)
+    chain = check_choice(_OP, "chain", given.chain, CHAINS)
+    optimizer = check_choice(_OP, "optimizer", given.optimizer, OPTIMIZERS)
+    norm = check_norm(_OP, given.norm)
+    _check_numbers(given)
+    check_int(_OP, "pack_bits", given.pack_bits, 0, 8)
+    check_lists(_OP, x=given.x, centers=given.centers, strength=given.strength)
+    x = list(given.x)
+    centers, sharpness, strength = _check_rows(given, x)
+    through = chain in ("soft", "straight_through")
+    has_grad = not (through and isinstance(given.grad, (list, tuple)) and not given.grad)
+    momentum = optimizer != "sgd" or given.beta1 != 0
+    grad = _beside("grad", given.grad, x, has_grad, f"for chain {chain!r}")
+    quantized_grad = _beside("quantized_grad", given.quantized_grad, x, chain != "none", f"for chain {chain!r}")
+    first = _beside("first", given.first, x, momentum, f"for {optimizer!r} with beta1 {given.beta1}")
+    second = _beside("second", given.second, x, optimizer != "sgd", f"for {optimizer!r}")
+    _check_distinct([*x, *first, *second])
+    return given._replace(
+        x=x,
+        grad=grad,
+        quantized_grad=quantized_grad,
+        first=first,
+        second=second,
+        centers=centers,
+        sharpness=sharpness,
+        strength=strength,
+        chain=chain,
+        optimizer=optimizer,
+        norm=norm,
+        lr=float(given.lr),
+        weight_decay=float(given.weight_decay),
+        beta1=float(given.beta1),
+        beta2=float(given.beta2),
+        eps=float(given.eps),
+        nesterov=bool(given.nesterov),
+        clamp=bool(given.clamp),
+        codes=bool(given.codes),
+    )
+
+
+def _check_rows(given: _Arguments, x: _Tensors) -> tuple[_Tensors, _Tensors, _Tensors]:
+    """Centers, sharpness and strength of every tensor, by rows."""
+    soft = given.chain == "soft"
     if soft:
-        check_lists(_OP, x=x, sharpness=sharpness)
-    elif not isinstance(sharpness, (list, tuple)) or sharpness:
-        raise ValueError(f"{_OP}: sharpness must be an empty list unless chain is 'soft', got chain {chain!r}")
+        check_lists(_OP, x=x, sharpness=given.sharpness)
+    elif not isinstance(given.sharpness, (list, tuple)) or given.sharpness:
+        raise ValueError(f"{_OP}: sharpness must be an empty list unless chain is 'soft', got chain {given.chain!r}")
     rows: tuple[_Tensors, _Tensors, _Tensors] = ([], [], [])
-    for i, (value, c) in enumerate(zip(x, centers, strict=True)):
+    for i, (value, c) in enumerate(zip(x, given.centers, strict=True)):
         where = f"{_OP}: tensor {i}"
         _, c = check_x_centers(where, value, c)
         check_same_device(where, **{"tensor 0": x[0], f"tensor {i}": value})
         if value.dtype != x[0].dtype:
             raise TypeError(f"{where}: all x must have one type, {x[0].dtype}, got {value.dtype}; call once a type")
-        if pack_bits and c.shape[-1] > 1 << pack_bits:
-            raise ValueError(f"{where}: {c.shape[-1]} centers need more than the {pack_bits} bits of pack_bits")
+        if given.pack_bits and c.shape[-1] > 1 << given.pack_bits:
+            raise ValueError(f"{where}: {c.shape[-1]} centers need more than the {given.pack_bits} bits of pack_bits")
         rows[0].append(c.detach())
-        rows[2].append(check_per_row(where, "strength", strength[i], value, c))
+        rows[2].append(check_per_row(where, "strength", given.strength[i], value, c))
         if soft:
-            rows[1].append(check_per_row(where, "sharpness", sharpness[i], value, c))
-    through = chain in ("soft", "straight_through")
-    has_grad = not (through and isinstance(grad, (list, tuple)) and not grad)
-    momentum = optimizer != "sgd" or beta1 != 0
-    grad = _beside("grad", grad, x, has_grad, f"for chain {chain!r}")
-    quantized_grad = _beside("quantized_grad", quantized_grad, x, chain != "none", f"for chain {chain!r}")
-    first = _beside("first", first, x, momentum, f"for {optimizer!r} with beta1 {beta1}")
-    second = _beside("second", second, x, optimizer != "sgd", f"for {optimizer!r}")
-    _check_distinct([*x, *first, *second])
-    numbers = [float(value) for value in options.values()]
-    flags = (bool(nesterov), step, bool(clamp), bool(codes), pack_bits)
-    return (x, grad, quantized_grad, first, second, *rows, chain, optimizer, norm, *numbers, *flags)
+            rows[1].append(check_per_row(where, "sharpness", given.sharpness[i], value, c))
+    return rows
 
 
-def _allocate(
-    x: _Tensors,
-    grad: _Tensors,
-    quantized_grad: _Tensors,
-    first: _Tensors,
-    second: _Tensors,
-    centers: _Tensors,
-    sharpness: _Tensors,
-    strength: _Tensors,
-    chain: str,
-    optimizer: str,
-    norm: str,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    nesterov: bool,
-    step: int,
-    clamp: bool,
-    codes: bool,
-    pack_bits: int,
-) -> tuple[Any, ...]:
-    like_centers = [c.new_empty(c.shape) for c in centers] if chain != "none" else []
-    counts = [c.new_empty((*c.shape[:-1], 3, c.shape[-1]), dtype=torch.int64) for c in centers]
-    sums = [c.new_empty(c.shape) for c in centers] if norm == "l2" else []
-    distance = x[0].new_empty(len(x), dtype=compute_dtype(x[0])) if x else torch.empty(0)
-    shapes = [(-(-v.numel() * pack_bits // 8),) if pack_bits else v.shape for v in x]
-    coded = [v.new_empty(shape, dtype=torch.uint8) for v, shape in zip(x, shapes, strict=True)] if codes else []
+def _allocate(*args: Any) -> tuple[Any, ...]:
+    a = _Arguments(*args)
+    like_centers = [c.new_empty(c.shape) for c in a.centers] if a.chain != "none" else []
+    counts = [c.new_empty((*c.shape[:-1], 3, c.shape[-1]), dtype=torch.int64) for c in a.centers]
+    sums = [c.new_empty(c.shape) for c in a.centers] if a.norm == "l2" else []
+    distance = a.x[0].new_empty(len(a.x), dtype=compute_dtype(a.x[0])) if a.x else torch.empty(0)
+    shapes = [(-(-v.numel() * a.pack_bits // 8),) if a.pack_bits else v.shape for v in a.x]
+    coded = [v.new_empty(shape, dtype=torch.uint8) for v, shape in zip(a.x, shapes, strict=True)] if a.codes else []
     return like_centers, counts, sums, distance, coded
 
 
@@ -182,48 +195,6 @@ def _chained(
         return grad, center_grad
     chained = [pair[0] for pair in pairs]
     return (list(torch._foreach_add(grad, chained)) if grad else chained), center_grad
-
-
-def _sgd(
-    x: _Tensors, total: _Tensors, first: _Tensors, lr: float, decay: float, momentum: float, dampening: float,
-    nesterov: bool, step: int,
-) -> None:  # fmt: skip
-    """torch.optim.SGD, foreach, to the bit."""
-    if decay != 0:
-        total = list(torch._foreach_add(total, x, alpha=decay))
-    if first:
-        if step == 1:
-            torch._foreach_copy_(first, total)
-        else:
-            torch._foreach_mul_(first, momentum)
-            torch._foreach_add_(first, total, alpha=1 - dampening)
-        total = list(torch._foreach_add(total, first, alpha=momentum)) if nesterov else first
-    torch._foreach_add_(x, total, alpha=-lr)
-
-
-def _square_root(values: _Tensors) -> _Tensors:
-    """Correctly rounded. That of torch's float32 on the CPU is off by an ulp in a fifth of the cases, in a way of its own."""
-    wide = torch._foreach_sqrt([v.double() for v in values])
-    return [w.to(v.dtype) for w, v in zip(wide, values, strict=True)]
-
-
-def _adam(
-    x: _Tensors, total: _Tensors, first: _Tensors, second: _Tensors, lr: float, decay: float, beta1: float,
-    beta2: float, eps: float, step: int, decoupled: bool,
-) -> None:  # fmt: skip
-    """torch.optim.Adam and AdamW, foreach: moments to the bit, x but for the square root."""
-    if decay != 0:
-        if decoupled:
-            torch._foreach_mul_(x, 1 - lr * decay)
-        else:
-            total = list(torch._foreach_add(total, x, alpha=decay))
-    torch._foreach_lerp_(first, total, 1 - beta1)
-    torch._foreach_mul_(second, beta2)
-    torch._foreach_addcmul_(second, total, total, 1 - beta2)
-    size = _square_root(second)
-    torch._foreach_div_(size, (1 - beta2**step) ** 0.5)
-    torch._foreach_add_(size, eps)
-    torch._foreach_addcdiv_(x, first, size, -lr / (1 - beta1**step))
 
 
 def _statistics(x: Tensor, centers: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -252,53 +223,33 @@ def _statistics(x: Tensor, centers: Tensor, norm: str) -> tuple[Tensor, Tensor, 
     allocate=_allocate,
     prepare=_prepare,
 )
-def reference(
-    x: _Tensors,
-    grad: _Tensors,
-    quantized_grad: _Tensors,
-    first: _Tensors,
-    second: _Tensors,
-    centers: _Tensors,
-    sharpness: _Tensors,
-    strength: _Tensors,
-    chain: str,
-    optimizer: str,
-    norm: str,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    nesterov: bool,
-    step: int,
-    clamp: bool,
-    codes: bool,
-    pack_bits: int,
-) -> tuple[Any, ...]:
-    if not x:
+def reference(*args: Any) -> tuple[Any, ...]:
+    a = _Arguments(*args)
+    if not a.x:
         return [], [], [], torch.empty(0), []
     # Half types compute in float32 and are rounded once, when they are written.
-    wide = compute_dtype(x[0])
+    wide = compute_dtype(a.x[0])
     y, g, through, exp_avg, exp_avg_sq = (
-        [v.to(wide) for v in part] for part in (x, grad, quantized_grad, first, second)
+        [v.to(wide) for v in part] for part in (a.x, a.grad, a.quantized_grad, a.first, a.second)
     )
-    total, center_grad = _chained(chain, y, g, through, centers, sharpness)
-    if optimizer == "sgd":
-        _sgd(y, total, exp_avg, lr, weight_decay, beta1, beta2, nesterov, step)
+    total, center_grad = _chained(a.chain, y, g, through, a.centers, a.sharpness)
+    if a.optimizer == "sgd":
+        sgd(y, total, exp_avg, a.lr, a.weight_decay, a.beta1, a.beta2, a.nesterov, a.step)
     else:
-        _adam(y, total, exp_avg, exp_avg_sq, lr, weight_decay, beta1, beta2, eps, step, optimizer == "adamw")
+        decoupled = a.optimizer == "adamw"
+        adam(y, total, exp_avg, exp_avg_sq, a.lr, a.weight_decay, a.beta1, a.beta2, a.eps, a.step, decoupled)
     prox = OPS["prox_weights"].reference
-    for to, values, c, t in zip(x, y, centers, strength, strict=True):
-        moved = prox(values, c, t, norm)
-        to.copy_(moved.clamp_(-1, 1) if clamp else moved)
-    if wide != x[0].dtype:
-        for to, values in zip([*first, *second], [*exp_avg, *exp_avg_sq], strict=True):
+    for to, values, c, t in zip(a.x, y, a.centers, a.strength, strict=True):
+        moved = prox(values, c, t, a.norm)
+        to.copy_(moved.clamp_(-1, 1) if a.clamp else moved)
+    if wide != a.x[0].dtype:
+        for to, values in zip([*a.first, *a.second], [*exp_avg, *exp_avg_sq], strict=True):
             to.copy_(values)
-    statistics = [_statistics(v, c, norm) for v, c in zip(x, centers, strict=True)]
+    statistics = [_statistics(v, c, a.norm) for v, c in zip(a.x, a.centers, strict=True)]
     counts, sums, distances, coded = (list(column) for column in zip(*statistics, strict=True))
-    if pack_bits and codes:
-        coded = [OPS["pack_codes"].reference(index, pack_bits) for index in coded]
-    return center_grad, counts, sums if norm == "l2" else [], torch.stack(distances), coded if codes else []
+    if a.pack_bits and a.codes:
+        coded = [OPS["pack_codes"].reference(index, a.pack_bits) for index in coded]
+    return center_grad, counts, sums if a.norm == "l2" else [], torch.stack(distances), coded if a.codes else []
 
 
 @torch.no_grad()

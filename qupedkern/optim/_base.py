@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qupedkern.nn import QuantizedLayer, mode, quantized_layers, row_gaps
+from qupedkern.nn import mode
 from qupedkern.nn._quantized import check_model, sorted_codebook
 from qupedkern.ops import assign, dequantize, prox_centers, prox_weights
 
+from ._codebook import Codebook, find_codebooks, take_centers_out
 from ._evaluation import (
     Relaxed,
     chain_gradients,
@@ -22,52 +22,13 @@ from ._evaluation import (
     stand_in,
     without_statistics,
 )
-from ._fused import Statistics, can_fuse, fused_center_step, fused_update
+from ._fused import can_fuse, fused_center_step, fused_update
+from ._scaling import scaled_step
 from .schedules import Schedule, check_schedule, freeze_step, value_at
 
 Closure = Callable[[], Tensor]
 Strengths = list[Tensor | float]  # of the prox, one for each codebook: a number or one for each row
 _OWN_STATE = "quped"
-
-
-@dataclass
-class Codebook:
-    """One quantized weight and its centers, as the optimizers see them."""
-
-    name: str
-    layer: QuantizedLayer
-    group: dict[str, Any]  # the inner optimizer's group that holds the weight
-    layers: list[QuantizedLayer] = field(default_factory=list)  # all that multiply with this weight
-    codes: Tensor | None = None  # uint8, set at the freeze
-    statistics: Statistics | None = None  # of the latest step's weights, where quped_step made it
-
-    @property
-    def weight(self) -> Tensor:
-        return self.layer.weight
-
-    @property
-    def centers(self) -> nn.Parameter:
-        return self.layer.centers
-
-    @property
-    def rate(self) -> float:
-        """eta_1, the inner optimizer's present rate for this weight."""
-        return float(self.group["lr"])
-
-    @property
-    def initial_rate(self) -> float:
-        """The rate a dose is spent against: the largest of the rate when wrapped and what a scheduler starts from or climbs to."""
-        known = (self.group.get(key) for key in ("_quped_initial_lr", "initial_lr", "max_lr"))
-        return max((float(rate) for rate in known if rate is not None), default=self.rate)
-
-    @property
-    def members_per_center(self) -> float:
-        """n / m: weights a center has on average."""
-        return self.weight.numel() / self.centers.numel()
-
-    def half_gaps(self) -> Tensor:
-        """Half the mean distance of neighbouring centers of each row, [G]: the way of an untrained weight to its center."""
-        return 0.5 * row_gaps(self.centers)
 
 
 class QuantizedOptimizer(torch.optim.Optimizer):
@@ -95,7 +56,9 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         self.model, self.inner = model, optimizer
         self.total_steps, self.freeze_step = total_steps, freeze_step(freeze_at, total_steps)
         self.center_lr, self.eta_2, self.center_clip, self.finetune_rate = center_lr, eta_2, center_clip, finetune_rate
-        self.codebooks = self._claim(model, optimizer)
+        self.codebooks = find_codebooks(self._name, model, optimizer)
+        self._check_codebooks(self.codebooks)
+        take_centers_out(self.codebooks, optimizer)
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share_state()
         self.steps_done = 0
@@ -114,32 +77,6 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{self._name}: total_steps must be a positive integer, got {total_steps!r}")
         if freeze_at is not None and not 0 <= freeze_at <= 1:
             raise ValueError(f"{self._name}: freeze_at must be None or a share of the steps in [0, 1], got {freeze_at}")
-
-    def _claim(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Codebook]:
-        """One codebook per distinct weight; its centers leave the inner optimizer, where momentum and decay would move them."""
-        layers = quantized_layers(model)
-        if not layers:
-            raise ValueError(f"{self._name}: the model has no quantized layers; call quantize_ on it first")
-        holder = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        codebooks: dict[int, Codebook] = {}
-        for name, layer in layers.items():
-            if id(layer.weight) not in holder:
-                raise ValueError(f"{self._name}: the optimizer must hold {name}.weight; pass it model.parameters()")
-            known = codebooks.get(id(layer.weight))
-            if known is not None and known.centers is not layer.centers:
-                raise ValueError(f"{self._name}: {known.name} and {name} share a weight but not its centers")
-            book = codebooks.setdefault(id(layer.weight), Codebook(name, layer, holder[id(layer.weight)]))
-            book.layers.append(layer)
-        centers = {id(book.centers) for book in codebooks.values()}
-        if len(centers) != len(codebooks):
-            raise ValueError(f"{self._name}: two weights share one centers parameter; give each its own")
-        self._check_codebooks(list(codebooks.values()))
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in centers]
-            group["_quped_initial_lr"] = float(group["lr"])
-        for center in [p for p in optimizer.state if id(p) in centers]:
-            del optimizer.state[center]
-        return list(codebooks.values())
 
     def _check_codebooks(self, codebooks: list[Codebook]) -> None:
         """What a subclass needs of the weights and their rates, before the inner optimizer is touched."""
@@ -273,43 +210,10 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             if scaler is None:
                 self.inner.step()
                 return True
-            return self._scaled_step(scaler, center_gradients)
+            return scaled_step(scaler, self.inner, self.codebooks if center_gradients else [])
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
-
-    def _scaled_step(self, scaler: Any, center_gradients: bool) -> bool:
-        """Unscale every gradient and step; an overflow in any, the centers' too, voids the step and lowers the scale."""
-        scale = scaler.get_scale()
-        scaler.unscale_(self.inner)
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        centers = [b.centers.grad for b in self.codebooks if center_gradients and b.centers.grad is not None]
-        for gradient in centers:
-            gradient.div_(scale)
-        finite = all(bool(g.isfinite().all()) for g in gradients)
-        if finite and not all(bool(g.isfinite().all()) for g in centers):
-            scaler.update(scale * scaler.get_backoff_factor())  # the scaler has not seen the centers' overflow
-            return False
-        if not gradients:  # only centers learn, and the scaler refuses to step on nothing
-            scaler.update(scale)
-            return True
-        if finite:
-            scaler.step(self.inner)
-        scaler.update()
-        return finite
-
-    def _unscale_centers(self, scaler: Any) -> bool:
-        """Unscale the centers' gradients of an evaluation of their own; False, and a lower scale, where one overflowed."""
-        if scaler is None:
-            return True
-        scale = scaler.get_scale()
-        gradients = [book.centers.grad for book in self.codebooks if book.centers.grad is not None]
-        for gradient in gradients:
-            gradient.div_(scale)
-        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
-        if not finite:
-            scaler.update(scale * scaler.get_backoff_factor())
-        return finite
 
     def _finetune_factor(self) -> float:
         return value_at(self.finetune_rate, self.steps_done) if self.frozen else 1.0

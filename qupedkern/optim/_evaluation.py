@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from qupedkern.nn import absolute_sharpness
 from qupedkern.ops import foreach_soft_quantize, hard_quantize
 
-if TYPE_CHECKING:
-    from ._base import Codebook
+from ._codebook import Codebook
 
 
 def _running_statistics(model: nn.Module) -> list[nn.Module]:

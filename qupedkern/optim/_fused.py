@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._codebook import Codebook, Statistics
 from ._evaluation import Relaxed
 
-if TYPE_CHECKING:
-    from ._base import Codebook
-
 _UNSUPPORTED = ("maximize", "amsgrad", "differentiable", "capturable", "fused")
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What the centers' step needs of the weights just written, in the cells of the centers as they were."""
-
-    counts: Tensor  # int64 [3, m] or [G, 3, m]: members, members above their center, members below it
-    sums: Tensor | None  # sum of x - c_k over cell k; norm "l2" alone
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._base import Closure, Codebook, QuantizedOptimizer
+from ._base import Closure, QuantizedOptimizer
+from ._codebook import Codebook
 from ._evaluation import Relaxed, chain_gradients
+from ._scaling import unscale_centers
 from .schedules import Schedule, check_schedule, linear_share, value_at
 
 EVALUATIONS = {"simultaneous": 2, "alternating": 3, "hard": 2}  # of a step before the freeze; 1 after it
@@ -125,7 +127,7 @@ class QuPeD(QuantizedOptimizer):
             _, relaxed = self._evaluate(closure, scaler, "soft", statistics=True, **self._soft())
             if relaxed is not None:
                 chain_gradients(self.codebooks, relaxed, self.codebooks, to_weights=False)
-            if not self._unscale_centers(scaler):
+            if not unscale_centers(scaler, self.codebooks):
                 return loss
         strengths = [self._center_rate(book) * lam for book, lam in zip(self.codebooks, lambdas, strict=True)]
         self._update_centers(strengths, self.norm, self.center_prox)
