@@ -12,6 +12,7 @@ from fl.seeds import torch_generator
 from fl.storage import Json, Tensors, load_state, save_state
 
 Bits = int | str  # 1..8, or "ternary", or "float" for a model that is not quantized
+Groups = int | str  # "tensor", "channel", or a block length
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Client:
     """Who takes part: a client's number, what its device can hold, and its data.
 
     bits: 1..8, "ternary" or "float".  architecture: a key of models.ARCHITECTURES.
+    groups: which weights share a row of centers, "tensor", "channel" or a block length, as in qk.quantize_.
     """
 
     id: int
     architecture: str
     bits: Bits
     data: data.ClientData
+    groups: Groups = "tensor"
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,15 @@ def batches(samples: int, batch_size: int, steps: int, generator: torch.Generato
                 return
             steps -= 1
             yield order[start : start + size]
+
+
+def training_batches(
+    job: Job, client: Client, batch_size: int, steps: int, round_index: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`steps` batches (x, y) of a client's training images in a round, by the run's seed, round and client."""
+    part, random = client.data.train, torch_generator(job.seed, "batches", round_index, client.id)
+    for index in batches(len(part), batch_size, steps, random):
+        yield part.x[index], part.y[index]
 
 
 def aggregate(messages: Mapping[int, Message], weighted: bool = False) -> Tensors:

@@ -57,6 +57,7 @@ class Federation:
             )
         if self.threads < 1:
             raise ValueError(f"Federation: threads must be at least 1, got {self.threads}")
+        self.algorithm.check(self.job, self.clients)
 
     @property
     def job(self) -> Job:

@@ -24,7 +24,16 @@ from fl.core import Bits, Client
 from fl.data import class_counts
 from fl.result import RunResult
 
-NAMES = {"quped": "QuPeD", "local": "local", "fedavg": "FedAvg"}  # how tables write them; others as they are
+NAMES = {  # how tables write them; others as they are
+    "ditto": "Ditto",
+    "fedavg": "FedAvg",
+    "fedprox": "FedProx",
+    "fml": "FML",
+    "per_fedavg": "Per-FedAvg",
+    "pfedme": "pFedMe",
+    "quped": "QuPeD",
+    "qupel": "QuPeL",
+}
 MIB = 2**20
 
 

@@ -1,7 +1,7 @@
 """What an algorithm is: a client step and a server step, both pure functions of what they are given."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from torch import nn
@@ -22,7 +22,21 @@ class Algorithm(ABC):
     """
 
     name: ClassVar[str]
-    personal: ClassVar[bool] = True  # each client ships a model of its own; False: all ship the server's
+    one_architecture: ClassVar[bool] = False  # whether clients' weights are compared with the global model's
+
+    @property
+    def personal(self) -> bool:
+        """Whether each client ships a model of its own, which its own rounds alone change; else all ship the server's."""
+        return True
+
+    def check(self, job: Job, clients: Sequence[Client]) -> None:
+        """Raise ValueError, one sentence, where these clients cannot run the algorithm."""
+        for client in clients:
+            if self.one_architecture and client.architecture != job.architecture:
+                raise ValueError(
+                    f"{self.name}: clients must have the global model's architecture, {job.architecture}, "
+                    f"got {client.architecture} for client {client.id}; choose one, or an algorithm that distills"
+                )
 
     def start_server(self, job: Job) -> Tensors:
         """The server's tensors before the first round; none where there is no global model."""
@@ -79,12 +93,35 @@ def late_round(job: Job, share: float) -> int:
     return round(share * job.rounds)
 
 
-def check_training(name: str, local_steps: int, rate: float, momentum: float, batch_size: int) -> None:
-    """Raise ValueError, one sentence, for hyper-parameters with which no local SGD can run."""
-    for key, value in (("local_steps", local_steps), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: {key} must be at least 1, got {value}")
-    if not 0 < rate < float("inf"):
-        raise ValueError(f"{name}: rate must be positive and finite, got {rate}")
+def check_least(name: str, least: int, **values: int) -> None:
+    """Raise ValueError, one sentence, for a count below `least`."""
+    for key, value in values.items():
+        if value < least:
+            raise ValueError(f"{name}: {key} must be at least {least}, got {value}")
+
+
+def check_positive(name: str, **values: float) -> None:
+    """Raise ValueError, one sentence, for a number that is not positive and finite."""
+    for key, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}: {key} must be positive and finite, got {value}")
+
+
+def check_share(name: str, **values: float) -> None:
+    """Raise ValueError, one sentence, for a number outside 0..1."""
+    for key, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: {key} must be between 0 and 1, got {value}")
+
+
+def check_choice(name: str, choices: Sequence[str], **values: str) -> None:
+    """Raise ValueError, one sentence, for a word that is not one of the choices."""
+    for key, value in values.items():
+        if value not in choices:
+            raise ValueError(f"{name}: {key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_momentum(name: str, momentum: float) -> None:
+    """Raise ValueError, one sentence, for a momentum with which SGD cannot run."""
     if not 0 <= momentum < 1:
         raise ValueError(f"{name}: momentum must be at least 0 and below 1, got {momentum}")

@@ -1,6 +1,6 @@
 """What the personal algorithms share: a client's own quantized model, trained by qk.QuPeD, kept in a ClientState."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -9,9 +9,20 @@ from torch import Tensor, nn
 
 import qupedkern as qk
 from fl import models
-from fl.algorithms._base import FINETUNE_SHARE, Algorithm, check_training, copy_tensors, late_round, load_model
-from fl.core import Bits, Client, ClientState, Job, Update, batches
-from fl.seeds import derive_seed, torch_generator
+from fl.algorithms._base import (
+    FINETUNE_SHARE,
+    Algorithm,
+    check_choice,
+    check_least,
+    check_momentum,
+    check_positive,
+    check_share,
+    copy_tensors,
+    late_round,
+    load_model,
+)
+from fl.core import Bits, Client, ClientState, Job, Update, training_batches
+from fl.seeds import derive_seed
 from fl.storage import Tensors, flatten, unflatten
 from qupedkern.optim.quped import EVALUATIONS
 
@@ -56,12 +67,12 @@ Optimizer = qk.QuPeD | FloatSGD
 TakeStep = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
 
 
-def quantize_client_(model: nn.Module, bits: Bits, init: str) -> None:
+def quantize_client_(model: nn.Module, client: Client, init: str) -> None:
     """Quantize every layer's weights to a client's bits, in place; "float" leaves the model as it is."""
-    if bits == "ternary":
-        qk.quantize_(model, levels=3, init=init, rule=lambda *_: True)
-    elif not isinstance(bits, str):
-        qk.quantize_(model, bits=bits, init=init, rule=lambda *_: True)
+    if client.bits == "ternary":
+        qk.quantize_(model, levels=3, groups=client.groups, init=init, rule=lambda *_: True)
+    elif not isinstance(client.bits, str):
+        qk.quantize_(model, bits=client.bits, groups=client.groups, init=init, rule=lambda *_: True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +94,14 @@ class Personal(Algorithm):
     freeze_at: float = 0.8
 
     teachers: ClassVar[int] = 0  # evaluations that a local step takes beside the personal model's own
+    from_global: ClassVar[bool] = False  # personal models start as the global one does, else each from its own draw
 
     def __post_init__(self) -> None:
-        check_training(self.name, self.local_steps, self.rate, self.momentum, self.batch_size)
-        if self.variant not in EVALUATIONS:
-            raise ValueError(f"{self.name}: variant must be one of {', '.join(EVALUATIONS)}, got {self.variant!r}")
-        if not 0 <= self.freeze_at <= 1:
-            raise ValueError(f"{self.name}: freeze_at must be between 0 and 1, got {self.freeze_at}")
+        check_least(self.name, 1, local_steps=self.local_steps, batch_size=self.batch_size)
+        check_positive(self.name, rate=self.rate)
+        check_momentum(self.name, self.momentum)
+        check_choice(self.name, tuple(EVALUATIONS), variant=self.variant)
+        check_share(self.name, freeze_at=self.freeze_at)
 
     def steps(self, job: Job, bits: Bits, frozen: bool) -> int:
         """Local steps of a round: the budget over a step's evaluations, or local_steps where there is no budget."""
@@ -97,6 +109,12 @@ class Personal(Algorithm):
             return self.local_steps
         own = FROZEN_EVALUATIONS if frozen or bits == "float" else EVALUATIONS[self.variant]
         return max(1, job.evaluations // (own + self.teachers))
+
+    def check(self, job: Job, clients: Sequence[Client]) -> None:
+        """Also raises ValueError for a device whose model cannot be quantized as it says."""
+        super().check(job, clients)
+        for client in {(client.architecture, client.bits, client.groups): client for client in clients}.values():
+            self._new_model(job, client, init="linspace")
 
     def start_client(self, job: Job, client: Client) -> ClientState:
         model = self._new_model(job, client, init="kmeans")
@@ -118,10 +136,9 @@ class Personal(Algorithm):
         frozen = round_index >= late_round(job, self.freeze_at)
         steps = self.steps(job, client.bits, frozen)
         optimizer.seek(round_index * self.steps(job, client.bits, False))
-        before, part = optimizer.evaluations, client.data.train
-        random = torch_generator(job.seed, "batches", round_index, client.id)
-        chosen = batches(len(part), self.batch_size, steps, random)
-        losses = [take_step(model, optimizer, part.x[index], part.y[index]) for index in chosen]
+        before = optimizer.evaluations
+        chosen = training_batches(job, client, self.batch_size, steps, round_index)
+        losses = [take_step(model, optimizer, x, y) for x, y in chosen]
         evaluations = optimizer.evaluations - before + self.teachers * steps
         loss = float(torch.stack(losses).mean())
         return Update(self._capture(model, optimizer, round_index), None, evaluations, loss)
@@ -134,9 +151,9 @@ class Personal(Algorithm):
         return replace(self.client_step(job, client, state, server, job.rounds), message=None)
 
     def _new_model(self, job: Job, client: Client, init: str) -> nn.Module:
-        seed = derive_seed(job.seed, "model", client.id)
+        seed = derive_seed(job.seed, "global") if self.from_global else derive_seed(job.seed, "model", client.id)
         model = models.build(client.architecture, job.input_shape, job.num_classes, seed)
-        quantize_client_(model, client.bits, init)
+        quantize_client_(model, client, init)
         return model
 
     def _new_optimizer(self, job: Job, client: Client, model: nn.Module) -> Optimizer:

@@ -23,22 +23,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qupedkern as qk
-from fl.algorithms._base import copy_tensors, global_model, load_model
+from fl.algorithms._base import (
+    check_choice,
+    check_positive,
+    check_share,
+    copy_tensors,
+    global_model,
+    load_model,
+)
 from fl.algorithms._personal import Optimizer, Personal
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
 from fl.storage import Tensors
+
+TEMPERED = ("both", "teacher")
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuPeD(Personal):
     """QuPeD's hyper-parameters beside those of Personal.
 
-    distill: lambda_p, the share of the distillation terms, 0..1.  temperature: T, of both teacher and student.
+    distill: lambda_p, the share of the distillation terms, 0..1.  temperature: T.  tempered: whose logits it divides,
+    "both" or "teacher", as in the authors' code; T^2 stays before KL.
     global_rate: eta_3, of w's steps; None: twice `rate`.  weighted: average w by training images, else plainly.
     """
 
     distill: float = 0.25
     temperature: float = 2.0
+    tempered: str = "both"
     global_rate: float | None = None
     weighted: bool = False
 
@@ -47,12 +58,10 @@ class QuPeD(Personal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"quped: distill must be between 0 and 1, got {self.distill}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"quped: temperature must be positive and finite, got {self.temperature}")
-        if self.global_rate is not None and not 0 < self.global_rate < float("inf"):
-            raise ValueError(f"quped: global_rate must be positive and finite, got {self.global_rate}")
+        check_share(self.name, distill=self.distill)
+        check_positive(self.name, temperature=self.temperature)
+        check_positive(self.name, global_rate=1.0 if self.global_rate is None else self.global_rate)
+        check_choice(self.name, TEMPERED, tempered=self.tempered)
 
     def start_server(self, job: Job) -> Tensors:
         return copy_tensors(global_model(job))
@@ -70,18 +79,23 @@ class QuPeD(Personal):
             def personal_loss() -> Tensor:
                 logits = model(x)
                 students.append(logits.detach())
-                distance = qk.distillation_loss(logits, target, self.temperature)
+                distance = self._distance(logits, target)
                 return (1 - self.distill) * F.cross_entropy(logits, y) + self.distill * distance
 
             loss = optimizer.step(personal_loss)
             teacher_optimizer.zero_grad()
-            distances = [qk.distillation_loss(logits, teacher_logits, self.temperature) for logits in students]
+            distances = [self._distance(logits, teacher_logits) for logits in students]
             (self.distill * torch.stack(distances).sum()).backward()
             teacher_optimizer.step()
             return loss
 
         update = self.train(job, client, state, round_index, take_step)
         return replace(update, message=Message(copy_tensors(teacher), len(client.data.train)))
+
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """KD; with the teacher alone tempered, T^2 KL(softmax(teacher / T) || softmax(student))."""
+        scale = self.temperature if self.tempered == "teacher" else 1.0
+        return qk.distillation_loss(scale * student, teacher, self.temperature)
 
     def server_step(self, job: Job, server: Tensors, messages: Mapping[int, Message]) -> Tensors:
         return aggregate(messages, self.weighted)

@@ -99,7 +99,7 @@ def test_the_global_model_moves_towards_the_student(federation: Build) -> None:
     assert update.message is not None
 
     def distance(tensors: dict[str, torch.Tensor]) -> float:
-        teacher = algorithms.FedAvg().model(job, client, update.state, tensors)
+        teacher = algorithms.FedAvg().model(job, client, algorithms.FedAvg().start_client(job, client), tensors)
         student = algorithm.model(job, client, update.state, tensors)
         with torch.no_grad():
             return float(qk.distillation_loss(student(client.data.train.x), teacher(client.data.train.x), 2.0))

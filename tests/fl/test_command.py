@@ -82,8 +82,8 @@ def mistakes() -> list[tuple[str, Callable[[Path], list[object]], str]]:
         ("no file", lambda path: [path.with_name("absent.toml")], "config: there is no file"),
         (
             "unknown algorithm",
-            lambda path: [path, "--algorithm", "fedprox"],
-            "algorithm must be one of fedavg, local, quped",
+            lambda path: [path, "--algorithm", "fedsgd"],
+            "algorithm must be one of ditto, fedavg,",
         ),
         ("no rounds", lambda path: [path, "--rounds", 0], "rounds must be at least 1, got 0"),
         ("wrong seed", lambda path: [path, "--seed", -1], "seed must be between 0"),

@@ -56,7 +56,11 @@ MISTAKES = [
     ("rounds = 2", "rounds = true", "rounds must be an integer, got True"),
     ("rounds = 2", "rounds = 2.0", "rounds must be an integer, got 2.0"),
     ("rounds = 2", "rounds = 2\nseed = -1", "seed must be between 0"),
-    ("rounds = 2", 'rounds = 2\ncompare = ["fedprox"]', "compare must be one of fedavg, local, quped, got 'fedprox'"),
+    (
+        "rounds = 2",
+        'rounds = 2\ncompare = ["fedsgd"]',
+        "compare must be one of ditto, fedavg, .*, quped, qupel, got 'fedsgd'",
+    ),
     ("rounds = 2", 'rounds = 2\ncompare = ["quped"]', "compare must name each algorithm once"),
     ("rounds = 2", 'rounds = 2\ncompare = "local"', "compare must be a list of strings, got 'local'"),
     (
@@ -74,7 +78,7 @@ MISTAKES = [
     ("distill = 0.3", "distill = 1.3", "distill must be between 0 and 1, got 1.3"),
     ("distill = 0.3", 'variant = "soft"', "variant must be one of simultaneous, alternating, hard, got 'soft'"),
     ("distill = 0.3", "rate = 0", "rate must be positive and finite, got 0.0"),
-    ("[algorithms.quped]", "[algorithms.quper]", "unknown key 'quper', allowed are fedavg, local, quped"),
+    ("[algorithms.quped]", "[algorithms.quper]", "unknown key 'quper', allowed are ditto, fedavg, .*, qupel"),
 ]
 
 
