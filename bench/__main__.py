@@ -25,11 +25,18 @@ TIMINGS = {  # command: what it times, and its names; the module of that name ha
     "ops": ("single ops", "layer, 64k, 1M, 16M, 64M"),
     "distill": ("distillation_loss forward and backward", "numbers of examples; --m are those of classes"),
     "linear": ("packed linear layers, cold", "4096x4096, 4096x11008, 11008x4096 (out x in)"),
+    "model": (
+        "packed models end to end",
+        "ResNet-20, ResNet-32, MLP 4 x 4096, decoder block 2048, embedding 32000 x 512",
+    ),
     "kmeans": ("exact k-means in one dimension, in time and error", "30k, 270k, 1M, 16M"),
 }
 RESNET20 = "train_resnet20"
 ROUNDS = 15
-FLAGS = {"linear": ("--shapes", "--bits")}  # what names and levels are called, where not --tensors and --m
+FLAGS = {
+    "linear": ("--shapes", "--bits"),
+    "model": ("--models", "--bits"),
+}  # what names and levels are called, where not --tensors and --m
 CHOICES = {"ops": ("op",), "linear": ("batches", "dtypes")}  # options that only some commands have, passed to rows()
 
 
@@ -102,7 +109,9 @@ def _add_timing(parser: argparse.ArgumentParser, module: str, names: str) -> Non
     counted = "bits" if level_flag == "--bits" else "numbers of centers"
     parser.add_argument(level_flag, dest="m", type=_numbers, metavar="NUMBERS", help=f"comma-separated {counted}")
     parser.add_argument(
-        "--threads", type=int, help="for all (default: 1 in cache, 2 else; linear: both; in training torch's own)"
+        "--threads",
+        type=int,
+        help="for all (default: 1 in cache, 2 else; linear and model: both; in training torch's own)",
     )
     parser.add_argument("--runs", type=int, default=1, help="separate processes whose medians count (5 to publish)")
     parser.add_argument(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 
 from .records import Case, Row
-from .tables import Column, Key, Table
+from .tables import Column, Key, Once, Table
 from .targets import Target, at_least, at_most
 
 _LAYERS = [f"{n} x {k}" for n, k in ((4096, 4096), (4096, 11008), (11008, 4096))]
@@ -49,15 +49,7 @@ _EQUAL = {
 }
 
 
-class _Once(Column):
-    """A column of what does not depend on the bits: one number where all are the same."""
-
-    def cell(self, line: Sequence[Case]) -> str:
-        values = {self.value(case) for case in line}
-        return super().cell(line[:1] if len(values) == 1 else line)
-
-
-class _Error(_Once):
+class _Error(Once):
     """The largest error of the results, as a share of the largest result."""
 
     def value(self, case: Case) -> float | None:
@@ -132,7 +124,7 @@ TABLES = [
         "The rivals of packed linear layers",
         "Times a call. torchao intx holds a byte a weight and has no kernel here.",
         [
-            *(_Once(name, name) for name in ("torch float32", "torch bfloat16", "NF4", "torch int4", "torchao int4")),
+            *(Once(name, name) for name in ("torch float32", "torch bfloat16", "NF4", "torch int4", "torchao int4")),
             Column("torchao intx", "torchao intx"),
         ],
         **_HEADS,

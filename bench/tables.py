@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .machine import sentence
 from .records import Case, Row, cases
-from .targets import SLACK, Target
+from .targets import Target
 
 Key = tuple[str, str, str, int]  # title (with threads), dtype, variant, m
 
@@ -64,11 +64,20 @@ class Column:
         return duration(target.bound) if self.over is None else f"{target.bound:g}"
 
 
+class Once(Column):
+    """A column of what m may not change: one number for a line in which all are the same."""
+
+    def cell(self, line: Sequence[Case]) -> str:
+        values = {self.value(case) for case in line}
+        return super().cell(line[:1] if len(values) == 1 else line)
+
+
 @dataclass(frozen=True)
 class Table:
     """A title, what the columns mean, and the columns after those that name the case, whose heads are tensors and variant.
 
-    level: what a row's m counts, where it is not centers.  of: the rows it shows, where it does not show all.
+    variant: "" where titles say enough.  level: what a row's m counts, where it is not centers.  of: the rows it shows,
+    where it does not show all.
     """
 
     title: str
@@ -92,7 +101,9 @@ class Table:
         heads = (self.tensors, self.variant, "type")
         kept = [k for k in range(3) if k == 0 or len({names[k] for names in lines_of_cases}) > 1]
         variants = [names[1] for names in lines_of_cases]
-        shared = "" if 1 in kept or not variants[0] else f" {self.variant}: {variants[0]}, in all rows."
+        shared = (
+            "" if 1 in kept or not variants[0] or not self.variant else f" {self.variant}: {variants[0]}, in all rows."
+        )
         lines = [
             f"### {self.title}",
             "",
@@ -117,11 +128,13 @@ class Table:
         return " ".join(said)
 
     def _verdict(self, found: Sequence[Case]) -> str:
-        judged = [(column.target(case), column.value(case)) for case in found for column in self.columns]
-        met = [target.met(value) for target, value in judged if target is not None and value is not None]
-        if not met:
+        pairs = ((column.target(case), column.value(case)) for case in found for column in self.columns)
+        judged = [(target, value) for target, value in pairs if target is not None and value is not None]
+        if not judged:
             return "No targets were set for these rows."
-        return f"{sum(met)} of {len(met)} targets met (the median within {100 * SLACK:.0f} % of it); those missed are bold."
+        met, slack = sum(target.met(value) for target, value in judged), max(target.slack for target, _ in judged)
+        how = f"the median within {100 * slack:.0f} % of it" if slack else "by the median"
+        return f"{met} of {len(judged)} targets met ({how}); those missed are bold."
 
 
 def _runs(found: Sequence[Case], candidate: str) -> str:

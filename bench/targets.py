@@ -9,13 +9,14 @@ SLACK = 0.10  # a median within 10 % of its target meets it: runs on a shared ma
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio should be at most (`upper`) or at least `bound`."""
+    """A ratio should be at most (`upper`) or at least `bound`, give or take the share `slack`."""
 
     bound: float
     upper: bool
+    slack: float = SLACK
 
     def met(self, value: float) -> bool:
-        return value <= self.bound * (1 + SLACK) if self.upper else value >= self.bound * (1 - SLACK)
+        return value <= self.bound * (1 + self.slack) if self.upper else value >= self.bound * (1 - self.slack)
 
 
 def at_most(*bounds: float) -> list[Target]:

@@ -31,26 +31,26 @@ def _seconds(candidate: Candidate, calls: int = 1) -> float:
     return (time.perf_counter() - started) / calls
 
 
-def _plan(candidate: Candidate, rounds: int, least_seconds: float) -> tuple[int, range]:
+def _plan(candidate: Candidate, rounds: int, least_seconds: float, slow: float) -> tuple[int, range]:
     """Calls a sample, and the rounds in which it is sampled: all, or fewer of a slow candidate, spread over the run."""
     once = _seconds(candidate)  # the first call compiles, allocates and loads
     if once < VERY_SLOW:
         once = _seconds(candidate)
-        if once < SLOW:
+        if once < slow:
             once = _seconds(candidate)
-    samples = rounds if once < SLOW else max(1, rounds // (3 if once < VERY_SLOW else 8))
+    samples = rounds if once < slow else max(1, rounds // (3 if once < VERY_SLOW else 8))
     return max(1, round(least_seconds / max(once, 1e-7))), range(0, rounds, max(1, rounds // samples))
 
 
 def interleaved(
-    candidates: Mapping[str, Candidate], *, rounds: int = 15, least_seconds: float = 0.005
+    candidates: Mapping[str, Candidate], *, rounds: int = 15, least_seconds: float = 0.005, slow: float = SLOW
 ) -> dict[str, Timing]:
     """Time each candidate once a round, all in turns, so that what else the machine does falls on all alike.
 
     Each sample runs its candidate for at least least_seconds and counts the mean of those calls. A candidate that takes
-    over SLOW seconds a call is sampled in every third round, one over VERY_SLOW in every eighth.
+    over `slow` seconds a call is sampled in every third round, one over VERY_SLOW in every eighth.
     """
-    plans = {name: _plan(candidate, rounds, least_seconds) for name, candidate in candidates.items()}
+    plans = {name: _plan(candidate, rounds, least_seconds, slow) for name, candidate in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(rounds):
         for name, candidate in candidates.items():
