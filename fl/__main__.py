@@ -13,7 +13,7 @@ from fl import config as configuration
 from fl import data, report
 from fl.core import make_clients
 from fl.errors import CheckpointError, ConfigError, UserError
-from fl.federation import Federation
+from fl.federation import ENGINES, Federation
 from fl.result import RunResult
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -38,12 +38,16 @@ def run(
         Path | None,
         typer.Option("--data", help=f"directory of data files, else {data.DATA_VARIABLE}"),
     ] = None,
+    engine: Annotated[str | None, typer.Option(help=f"who does the clients' work: {', '.join(ENGINES)}")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes of the engine 'pool'")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run that was killed")] = False,
 ) -> None:
     """Run CONFIG's algorithm, and beside it those it compares with."""
     try:
         _check_backend()
-        chosen = configuration.load(config).override(algorithm=algorithm, rounds=rounds, seed=seed)
+        chosen = configuration.load(config).override(
+            algorithm=algorithm, rounds=rounds, seed=seed, engine=engine, workers=workers
+        )
         directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
         federations = _federations(chosen, data_directory)
         _check_directory(directory, federations, resume)
@@ -82,6 +86,8 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
                 architecture=experiment.architecture,
                 evaluations=experiment.evaluations,
                 threads=experiment.threads,
+                engine=experiment.engine,
+                workers=experiment.workers,
             )
             for name in experiment.names
         }

@@ -45,7 +45,12 @@ class Snapshot:
 
 def profile(client: Client) -> Json:
     """All that a run's outcome owes to one client, as JSON: its device, and a hash of its data."""
-    return {"architecture": client.architecture, "bits": client.bits, "data": _data_hash(client)}
+    return {
+        "architecture": client.architecture,
+        "bits": client.bits,
+        "groups": client.groups,
+        "data": _data_hash(client),
+    }
 
 
 def describe(job: Job, algorithm: Algorithm, profiles: Sequence[Json]) -> Json:

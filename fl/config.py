@@ -1,6 +1,7 @@
 """A run described in TOML: read into frozen dataclasses, every mistake named in one sentence.
 
-[experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, threads, out
+[experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, threads, engine,
+                        workers, out
 [data]                  name, classes_per_client, fractions
 [[clients]]             count, architecture, bits: one group of equal devices each
 [algorithms.<name>]     hyper-parameters of an algorithm, where they are not its defaults
@@ -18,6 +19,7 @@ from fl import data, models
 from fl.algorithms import BY_NAME, Algorithm
 from fl.core import Bits
 from fl.errors import ConfigError
+from fl.federation import ENGINES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,6 +52,8 @@ class Experiment:
     algorithm: str = "quped"
     compare: tuple[str, ...] = ()
     threads: int = 1
+    engine: str = "serial"
+    workers: int | None = None
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +63,7 @@ class Experiment:
             raise ValueError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
         _one_of("architecture", self.architecture, sorted(models.ARCHITECTURES))
         _one_of("algorithm", self.algorithm, sorted(BY_NAME))
+        _one_of("engine", self.engine, ENGINES)
         for name in self.compare:
             _one_of("compare", name, sorted(BY_NAME))
         if len(set(self.names)) != len(self.names):
@@ -112,11 +117,10 @@ class Config:
         """The algorithm of that name, with its defaults where the file says nothing."""
         return self.algorithms[name] if name in self.algorithms else BY_NAME[name]()
 
-    def override(self, *, algorithm: str | None = None, rounds: int | None = None, seed: int | None = None) -> "Config":
-        """The configuration with what the command line gave; an algorithm given there runs alone."""
-        changes: dict[str, Any] = {"rounds": rounds, "seed": seed, "algorithm": algorithm}
-        changes = {key: value for key, value in changes.items() if value is not None}
-        if algorithm is not None:
+    def override(self, **given: Any) -> "Config":
+        """The configuration with what the command line gave of [experiment]; an algorithm given there runs alone."""
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        if given.get("algorithm") is not None:
             changes["compare"] = ()
         try:
             return replace(self, experiment=replace(self.experiment, **changes))

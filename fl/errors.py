@@ -19,3 +19,7 @@ class DivergedError(UserError):
 
 class CheckpointError(UserError):
     """A results directory that may not be written to, or a checkpoint that does not belong to the run."""
+
+
+class WorkerError(UserError):
+    """Processes or nodes that do clients' work and do not come back with it."""

@@ -11,6 +11,7 @@ from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import Client, Job
 from fl.engines import loop
+from fl.engines.pool import open_pool
 from fl.engines.serial import Serial
 from fl.engines.work import Workplace
 from fl.result import RunResult
@@ -18,6 +19,7 @@ from fl.storage import Json
 
 # The dearest step: three evaluations of the "alternating" variant, and one of the teacher.
 LEAST_EVALUATIONS = 4
+ENGINES = ("serial", "pool")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Federation:
     architecture: the global model's, "mlp" or "cnn".  evaluations: gradient evaluations a drawn client may spend in a
     round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
     threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
+    engine: "serial", one client after the other, or "pool", worker processes, to the same bits.  workers: of the pool;
+    None: one for each processor.
     """
 
     algorithm: Algorithm
@@ -39,6 +43,8 @@ class Federation:
     architecture: str = "mlp"
     evaluations: int | None = None
     threads: int = 1
+    engine: str = "serial"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if [client.id for client in self.clients] != list(range(len(self.clients))) or not self.clients:
@@ -57,6 +63,10 @@ class Federation:
             )
         if self.threads < 1:
             raise ValueError(f"Federation: threads must be at least 1, got {self.threads}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"Federation: engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"Federation: workers must be at least 1, got {self.workers}")
         self.algorithm.check(self.job, self.clients)
 
     @property
@@ -80,7 +90,7 @@ class Federation:
     def run(
         self, out: str | Path | None = None, *, resume: bool = False, on_round: loop.OnRound | None = None
     ) -> RunResult:
-        """Run it, one client after the other, with a checkpoint after every round.
+        """Run it, with a checkpoint after every round.
 
         out: a directory that is absent or empty, or, with resume, one that holds this very run; without one, a new
         temporary directory, which stays (result.directory).  on_round: called with (rounds done, record).
@@ -104,7 +114,10 @@ class Federation:
     def _opener(self, directory: Path) -> loop.OpenEngine:
         @contextmanager
         def open_engine(threads: int) -> Iterator[loop.Engine]:
-            place = Workplace(self.job, self.algorithm, dict(enumerate(self.clients)), directory)
-            yield Serial(place)
+            if self.engine == "pool":
+                with open_pool(self.job, self.algorithm, self.clients, directory, threads, self.workers) as pool:
+                    yield pool
+            else:
+                yield Serial(Workplace(self.job, self.algorithm, dict(enumerate(self.clients)), directory))
 
         return open_engine

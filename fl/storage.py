@@ -70,6 +70,20 @@ def write_atomic(path: Path, content: bytes) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
+def tensors_to_bytes(tensors: Tensors) -> bytes:
+    """Tensors as the bytes of a safetensors file, to be sent to another process."""
+    metadata = {"names": json.dumps(list(tensors))}  # their order: the format has one of its own
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def tensors_from_bytes(content: bytes) -> Tensors:
+    """What tensors_to_bytes was given, in its order."""
+    tensors = safetensors.torch.load(content)
+    length = int.from_bytes(content[:8], "little")
+    names = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["names"])
+    return {name: tensors[name] for name in names}
+
+
 def save_state(path: Path, tensors: Tensors, scalars: Json) -> None:
     """Write tensors and JSON-able scalars as one safetensors file, atomically; equal state gives equal bytes."""
     # copies: the format refuses tensors that share memory
