@@ -1,15 +1,17 @@
 // quped_step: gradients, optimizer, prox, codes and statistics of many tensors in one pass. Every span of every tensor
 // is one task; within it a block's gradient is chained in L1, and runs of kPart elements go through the optimizer and
 // the prox. Reads weights, gradients and state once and writes weights and state once, which bounds it from 16M
-// elements on; in cache the prox does (quped_prox.h).
+// elements on; in cache the prox does (quped_narrow.h, quped_wide.h).
 
 #include <optional>
 
 #include "../kernels.h"
+#include "overlap.h"
+#include "quped_item.h"
+#include "quped_narrow.h"
 #include "quped_optimizer.h"
-#include "quped_pack.h"
-#include "quped_prox.h"
 #include "quped_sums.h"
+#include "quped_wide.h"
 #include "soft_backward_block.h"
 #include "span_list.h"
 
@@ -46,28 +48,6 @@ struct Step {
   int pack_bits;  // 0: codes are written as they are
 };
 
-// One tensor. Null where there is none.
-struct Item {
-  Rows rows;
-  Spans spans;
-  PerRow strength;
-  PerRow sharpness;
-  float* x;
-  const float* grad;
-  const float* through;
-  float* first;
-  float* second;
-  float* center_grad;
-  int64_t* counts;
-  float* sums;
-  uint8_t* codes;
-  std::vector<SpanEdges> edges;       // [spans], where codes are packed
-  std::vector<double> distance;       // [spans]
-  std::vector<int64_t> span_counts;   // [spans, 3, m], where a row has several spans
-  std::vector<double> span_sums;      // [spans, m]
-  std::vector<double> span_gradient;  // [spans, m]
-};
-
 // The gradient of x for elements [offset, offset + n) of a block that begins at `begin`; soft: chained in `buffer`.
 const float* total_gradient(Chain chain, const Item& item, int64_t begin, int64_t offset, int n, float* buffer) {
   const float* grad = item.grad == nullptr ? nullptr : item.grad + begin + offset;
@@ -82,17 +62,6 @@ const float* total_gradient(Chain chain, const Item& item, int64_t begin, int64_
     buffer[offset + i] = grad[i] + through[i];
   }
   return buffer + offset;
-}
-
-// Of equal centers the first has all members.
-template <class T>
-void to_first(const Cells& cells, T* totals) {
-  for (int k = 0; k < cells.levels; ++k) {
-    if (cells.first[k] != k) {
-      totals[cells.first[k]] += totals[k];
-      totals[k] = T{0};
-    }
-  }
 }
 
 template <class Row>
@@ -175,79 +144,6 @@ void run_levels(const Step& step, Item& item, const Span& span, const Cells& cel
   }
 }
 
-// Sums of a row are rounded once; counts are exact.
-struct RowOutputs {
-  int levels;
-  bool by_cell;
-  float* center_grad;
-  int64_t* counts;
-  float* sums;
-
-  RowOutputs(const Item& item, int64_t row) : levels(item.rows.levels) {
-    center_grad = item.center_grad == nullptr ? nullptr : item.center_grad + row * levels;
-    counts = item.counts + row * 3 * levels;
-    sums = item.sums == nullptr ? nullptr : item.sums + row * levels;
-  }
-};
-
-void keep_totals(Item& item, const Span& span, const SpanTotals& totals) {
-  const int m = item.rows.levels;
-  item.distance[static_cast<size_t>(span.index)] = totals.distance;
-  if (item.spans.per_row == 1) {
-    const RowOutputs out(item, span.row);
-    for (int k = 0; k < m; ++k) {
-      out.counts[k] = totals.members[k];
-      out.counts[m + k] = totals.above[k];
-      out.counts[2 * m + k] = totals.below[k];
-      if (out.sums != nullptr) {
-        out.sums[k] = static_cast<float>(totals.sums[k]);
-      }
-      if (out.center_grad != nullptr) {
-        out.center_grad[k] = static_cast<float>(totals.center_grad[k]);
-      }
-    }
-    return;
-  }
-  int64_t* counts = item.span_counts.data() + span.index * 3 * m;
-  std::copy_n(totals.members, m, counts);
-  std::copy_n(totals.above, m, counts + m);
-  std::copy_n(totals.below, m, counts + 2 * m);
-  std::copy_n(totals.sums, m, item.span_sums.data() + span.index * m);
-  std::copy_n(totals.center_grad, m, item.span_gradient.data() + span.index * m);
-}
-
-// Spans of each row in order.
-void add_spans(Item& item) {
-  const int m = item.rows.levels;
-  const int64_t per_row = item.spans.per_row;
-  if (per_row == 1) {
-    return;
-  }
-  for (int64_t row = 0; row < item.rows.count; ++row) {
-    const RowOutputs out(item, row);
-    for (int k = 0; k < 3 * m; ++k) {
-      int64_t count = 0;
-      for (int64_t i = row * per_row; i < (row + 1) * per_row; ++i) {
-        count += item.span_counts[static_cast<size_t>(i * 3 * m + k)];
-      }
-      out.counts[k] = count;
-    }
-    for (int k = 0; k < m; ++k) {
-      double sum = 0.0, gradient = 0.0;
-      for (int64_t i = row * per_row; i < (row + 1) * per_row; ++i) {
-        sum += item.span_sums[static_cast<size_t>(i * m + k)];
-        gradient += item.span_gradient[static_cast<size_t>(i * m + k)];
-      }
-      if (out.sums != nullptr) {
-        out.sums[k] = static_cast<float>(sum);
-      }
-      if (out.center_grad != nullptr) {
-        out.center_grad[k] = static_cast<float>(gradient);
-      }
-    }
-  }
-}
-
 const float* data_of(const char* name, Views tensors, size_t i, View like) {
   if (tensors.empty()) {
     return nullptr;
@@ -258,41 +154,6 @@ const float* data_of(const char* name, Views tensors, size_t i, View like) {
 
 void check_list(const char* name, Views tensors, size_t count, bool wanted) {
   check_count(kOp, name, tensors.size(), wanted ? count : 0);
-}
-
-// No written tensor may share memory with another tensor of the lists.
-void check_apart(std::initializer_list<const std::vector<TensorView>*> written,
-                 std::initializer_list<const std::vector<TensorView>*> read) {
-  struct Range {
-    const char* begin;
-    const char* end;
-    bool written;
-  };
-  std::vector<Range> ranges;
-  const auto add = [&](const std::vector<TensorView>* list, bool is_written) {
-    for (const TensorView& tensor : *list) {
-      const int64_t bytes = tensor.numel() * static_cast<int64_t>(sizeof(float));
-      if (bytes > 0) {
-        ranges.push_back({tensor.as<char>(), tensor.as<char>() + bytes, is_written});
-      }
-    }
-  };
-  for (const auto* list : written) {
-    add(list, true);
-  }
-  for (const auto* list : read) {
-    add(list, false);
-  }
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  const char *end_of_any = nullptr, *end_of_written = nullptr;
-  for (const Range& range : ranges) {
-    const char* reach = range.written ? end_of_any : end_of_written;
-    QK_CHECK(reach == nullptr || reach <= range.begin,
-             text(kOp, ": x, first and second must share no memory with another tensor of the call"),
-             "tensors that do");
-    end_of_any = std::max(end_of_any, range.end);
-    end_of_written = range.written ? std::max(end_of_written, range.end) : end_of_written;
-  }
 }
 
 }  // namespace
@@ -319,7 +180,8 @@ void quped_step(int threads, Views x, Views grad, Views quantized_grad, Views fi
   check_list("counts", counts, count, true);
   check_list("sums", sums, count, !step.l1);
   check_list("codes", codes, count, wants_codes);
-  check_apart({&x, &first, &second}, {&grad, &quantized_grad});
+  check_apart(kOp, "x, first and second must share no memory with another tensor of the call", {&x, &first, &second},
+              {&grad, &quantized_grad});
   QK_CHECK(pack_bits >= 0 && pack_bits <= kMaxBits, text(kOp, ": pack_bits must be between 0 and ", kMaxBits),
            std::to_string(pack_bits));
 

@@ -1,24 +1,17 @@
-// The second half of quped_step over a run of elements of one row: nearest center, prox, clamp, and what is counted of
-// the new weights.
-//
-// Up to 16 centers: a binary search in registers, one-hot words of cell and side, counted by position (quped_counts.h).
-// Bound by its 30 to 50 vector operations a vector in cache. More centers: a comparison a midpoint and a table of
-// counters, bound by the comparisons.
+// The second half of quped_step for rows of up to 16 centers: a binary search in registers, the prox, and one-hot words
+// of cell and side, counted by position (quped_counts.h). Bound by its 30 to 50 vector operations a vector in cache.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#include "../math/prox_weights.h"
-#include "chunk.h"
 #include "quped_cells.h"
 #include "quped_counts.h"
-#include "quped_optimizer.h"
+#include "quped_part.h"
 
 namespace qk::cpu {
 
-constexpr int kPart = 1024;       // elements whose moved weights wait in L1
 constexpr int kMaxCellBits = 4;   // 16 centers: one register of each table
 constexpr int kGroup = 8 * kVec;  // elements whose words are added in registers
 constexpr int kGroups = kPart / kGroup;
@@ -29,66 +22,6 @@ static_assert(kGroups == 8, "PositionalCounts takes eight carries");
 #else
 #define QK_UNROLL
 #endif
-
-struct Prox {
-  bool l1;
-  float strength;  // l1: t; l2: the share of the way
-  float bound;     // of |x|; infinite without clamp
-  bool again;      // whether the new weight may lie in another cell than the moved one
-
-  Prox(bool l1_, bool clamp, float t, const Cells& cells)
-      : l1(l1_),
-        strength(l1_ ? t : math::prox_l2_share(t)),
-        bound(clamp ? 1.0f : std::numeric_limits<float>::infinity()),
-        again(clamp) {
-    // The prox leaves no cell, but a center that is its own lower midpoint, an ulp from the next, is not in its cell.
-    for (int k = 1; k < cells.levels; ++k) {
-      again = again || (cells.first[k] == k && !math::is_above(cells.values[k], cells.midpoints[k - 1]));
-    }
-  }
-};
-
-// What one span finds out, by center.
-struct SpanTotals {
-  explicit SpanTotals(int levels) {
-    const int rounded = std::max(levels, 16);  // NarrowRow adds to all its fields
-    for (int64_t* counts : {members, above, below}) {
-      std::fill_n(counts, rounded, int64_t{0});
-    }
-    std::fill_n(sums, rounded, 0.0);
-    std::fill_n(center_grad, rounded, 0.0);
-  }
-
-  int64_t members[kMaxLevels];
-  int64_t above[kMaxLevels];
-  int64_t below[kMaxLevels];
-  double sums[kMaxLevels];         // of x - c over the members
-  double center_grad[kMaxLevels];  //
-  double distance = 0.0;
-};
-
-// One run of elements: moved weights in, new weights out; cells and gaps of the new weights for sums.
-struct Part {
-  alignas(64) float moved[kPart];
-  alignas(64) int32_t cell[kPart];  // midpoints passed: of equal centers not yet the first
-  alignas(64) float gap[kPart];     // x - c
-};
-
-// Moved weights that wait in a buffer, which is readable up to a whole vector. The next run's streams are fetched
-// meanwhile: nothing else reads memory.
-struct Buffered {
-  static constexpr bool kBuffered = true;
-  const float* moved;
-  const float* next[4];  // repeated where there are fewer streams
-
-  QK_HD Vec whole(int i) const {
-    for (const float* stream : next) {
-      fetch(stream + i);
-    }
-    return load(moved + i);
-  }
-  QK_HD Vec some(int i, int) const { return load(moved + i); }
-};
 
 template <bool kL1>
 QK_HD Vec prox(Vec y, Vec q, Vec strength) {
@@ -295,71 +228,6 @@ class NarrowRow {
   Prox how_;
   PositionalCounts words_;
   PositionalCounts members_;
-};
-
-// Rows of more centers than a register has lanes.
-class WideRow {
- public:
-  WideRow(const Cells& cells, const Prox& how) : cells_(cells), how_(how) {}
-
-  void find(const float* x, int n, int32_t* cell) const {
-    for_each_chunk(0, n, [&](auto size, int64_t begin, int valid) {
-      constexpr int Size = decltype(size)::value;
-      alignas(64) float value[Size];
-      load_chunk<Size>(x + begin, valid, 0.0f, value);
-      codes_of<Size>(cells_, value, cell + begin);
-    });
-  }
-
-  bool streams() const { return false; }
-
-  template <class Source>
-  void run(const Source&, Part& part, int n, float* x, uint8_t* codes, float* distance) {
-    find(part.moved, n, part.cell);
-    for (int i = 0; i < n; ++i) {
-      const float y = part.moved[i], q = cells_.values[part.cell[i]];
-      part.moved[i] = how_.l1 ? math::prox_l1(y, q, how_.strength) : math::prox_l2(y, q, how_.strength);
-    }
-    if (how_.again) {
-      for (int i = 0; i < n; ++i) {
-        const float low = part.moved[i] < -how_.bound ? -how_.bound : part.moved[i];
-        part.moved[i] = low > how_.bound ? how_.bound : low;
-      }
-      find(part.moved, n, part.cell);
-    }
-    for (int i = 0; i < n; ++i) {
-      part.cell[i] = part.moved[i] != part.moved[i] ? 0 : part.cell[i];  // an infinite weight that has become NaN
-      part.gap[i] = part.moved[i] - cells_.values[part.cell[i]];
-    }
-    for (int i = 0; i < n; ++i) {
-      const float size = how_.l1 ? math::float_of(math::bits_of(part.gap[i]) & 0x7fffffffu) : part.gap[i] * part.gap[i];
-      distance[i % kVec] += size;
-    }
-    for (int i = 0; i < n; ++i) {
-      const int side = part.gap[i] > 0.0f ? 1 : part.gap[i] < 0.0f ? 2 : 0;
-      ++counts_[side][part.cell[i]];
-    }
-    std::memcpy(x, part.moved, static_cast<size_t>(n) * sizeof(float));
-    for (int i = 0; codes != nullptr && i < n; ++i) {
-      codes[i] = static_cast<uint8_t>(part.cell[i]);
-    }
-  }
-
-  void flush(SpanTotals& totals) {
-    for (int k = 0; k < cells_.levels; ++k) {
-      totals.members[k] += counts_[0][k] + counts_[1][k] + counts_[2][k];
-      totals.above[k] += counts_[1][k];
-      totals.below[k] += counts_[2][k];
-    }
-    std::memset(counts_, 0, sizeof counts_);
-  }
-
-  bool full() const { return false; }
-
- private:
-  const Cells& cells_;
-  Prox how_;
-  int64_t counts_[3][kMaxLevels] = {};  // on the center, above, below
 };
 
 }  // namespace qk::cpu
