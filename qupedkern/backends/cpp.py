@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -117,9 +118,9 @@ def _kernels() -> dict[str, tuple[Any, _Specification]]:
     }
 
 
-def ops() -> tuple[str, ...]:
+def ops() -> Collection[str]:
     """Ops that have a kernel here."""
-    return tuple(_kernels()) if unavailable() is None else ()
+    return _kernels().keys() if unavailable() is None else ()
 
 
 def refusal(op: str, args: tuple[Any, ...]) -> str | None:

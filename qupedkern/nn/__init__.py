@@ -12,10 +12,16 @@ from .conv import PackedConv1d as PackedConv1d
 from .conv import PackedConv2d as PackedConv2d
 from .conv import QuantConv1d as QuantConv1d
 from .conv import QuantConv2d as QuantConv2d
+from .conv_transpose import PackedConvTranspose2d as PackedConvTranspose2d
+from .conv_transpose import QuantConvTranspose2d as QuantConvTranspose2d
 from .convert import Conversion as Conversion
 from .convert import pack_ as pack_
 from .convert import quantize_ as quantize_
 from .convert import unpack_ as unpack_
+from .embedding import PackedEmbedding as PackedEmbedding
+from .embedding import PackedEmbeddingBag as PackedEmbeddingBag
+from .embedding import QuantEmbedding as QuantEmbedding
+from .embedding import QuantEmbeddingBag as QuantEmbeddingBag
 from .importance import squared_gradients as squared_gradients
 from .kinds import KINDS as KINDS
 from .kinds import Kind as Kind

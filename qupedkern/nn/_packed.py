@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qupedkern.ops import dequantize, unpack_codes
+from qupedkern.ops import unpack_codes
+from qupedkern.ops._define import call
 
 from ._codes import codes_problem, pieces_of
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class PackedLayer(nn.Module):
@@ -89,7 +92,18 @@ class PackedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight, dequantized anew at each access; differentiable in the centers."""
-        return self.like_weight(dequantize(self.codes(), self.centers))
+        return self._dequantized(self.centers)
+
+    def _dequantized(self, centers: Tensor) -> Tensor:
+        return self.like_weight(call("dequantize_packed", self.packed, centers, self.bits, self._stored_shape))
+
+    def weight_and_bias_for(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What to multiply input with: for a half type beside float32 centers these are rounded, not the weight."""
+        if input.dtype in _HALVES and self.centers.dtype == torch.float32:
+            return self._dequantized(self.centers.to(input.dtype)), None if self.bias is None else self.bias.to(
+                input.dtype
+            )
+        return self.weight, self.bias
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]

@@ -42,7 +42,7 @@ class _PackedConv(PackedLayer):
     )
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.plain._conv_forward(self, input, self.weight, self.bias)  # type: ignore[arg-type]
+        return self.plain._conv_forward(self, input, *self.weight_and_bias_for(input))  # type: ignore[arg-type]
 
 
 class PackedConv1d(_PackedConv):

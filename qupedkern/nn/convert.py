@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from qupedkern.ops import pack_codes
 
 from ._packed import PackedLayer, packed_layers
 from ._quantized import QuantizedLayer, check_model, inherit_hooks, quantized_layers
-from .kinds import KINDS, Kind, kind_of, plain_names
+from .kinds import Kind, kind_of, plain_names
+from .selection import Rule, default_rule, select
 
-_CONVOLUTIONS = tuple(kind.plain for kind in KINDS.values() if issubclass(kind.plain, _ConvNd))
 INITS = ("kmeans", "linspace", "quantile", "signed_mean")
-Rule = Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True)
@@ -63,47 +61,6 @@ def _num_groups(op: str, name: str, kind: Kind, layer: nn.Module, groups: str | 
     return weight.numel() // groups
 
 
-def _default_rule(model: nn.Module) -> Rule:
-    """All but the first convolution and the last linear layer."""
-    layers = [(name, type(module)) for name, module in model.named_modules()]
-    convolutions = [name for name, kind in layers if kind in _CONVOLUTIONS]
-    linears = [name for name, kind in layers if kind is nn.Linear]
-    kept = {*convolutions[:1], *linears[-1:]}
-    return lambda name, module: name not in kept
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    """Whether a weight of the module's own has two or more dimensions, or a shape still unknown."""
-    own: list[torch.Tensor] = list(module.parameters(recurse=False))
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, torch.Tensor):  # computed ones too, as under a parametrization
-        own = [*own, weight]
-    return any(nn.parameter.is_lazy(value) or value.dim() >= 2 for value in own)
-
-
-def _unsuited(name: str, module: nn.Module, chosen: bool) -> str | None:
-    """Why a layer with a weight matrix stays as it is; None where it can be quantized."""
-    if isinstance(module, QuantizedLayer):
-        return "already quantized"
-    kind = kind_of(module)
-    if kind is None:
-        return f"{type(module).__name__} is not one of {plain_names()}"
-    if not name:
-        return "it is the model itself; wrap it, for example in nn.Sequential"
-    if not chosen:
-        return "the rule leaves it in float"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed from other parameters"
-    if weight.device.type == "meta" or not weight.is_floating_point():
-        return f"its weight is {weight.dtype} on {weight.device}"
-    if weight.numel() == 0:
-        return "its weight is empty"
-    if not bool(weight.isfinite().all()):
-        return "its weight is not finite"
-    return kind.trainable.refusal(module)
-
-
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Swap modules wherever they are used, hooks included; a module used twice is swapped for one and the same module."""
     for old, new in replacements.items():
@@ -129,8 +86,11 @@ def quantize_(
     "channel", or per block of that many weights (must divide weight[0].numel()).  init: "kmeans" (exact), "linspace",
     "quantile" or "signed_mean" (2 levels).  rule(name, module) -> bool: which layers; default all but the first
     convolution and the last linear.  overrides: exact module name -> bits, quantized whatever the rule says.
-    Parameters stay the same objects: tied weights stay tied, and share their centers. Create optimizers after this call,
-    for the new centers. Returns a Conversion that names what was quantized and why the rest was not.
+    Parameters stay the same objects: tied weights stay tied, across kinds too, and share their centers; layers that share
+    a weight are quantized together or, where one of them is left, not at all. Modules that read the `weight` of a child
+    instead of calling it get the float weight in every mode: nn.MultiheadAttention is known and its out_proj left alone,
+    leave others of that kind out by a rule. Create optimizers after this call, for the new centers. Returns a Conversion that
+    names what was quantized and why the rest was not.
     Raises ValueError or TypeError, before anything is changed, for bad arguments, an unknown name in overrides, an uneven
     block, or different bits for layers that share a weight.
     """
@@ -148,28 +108,28 @@ def plan(
     rule: Rule | None,
     overrides: Mapping[str, int] | None,
     importance: Callable[[str, QuantizedLayer], torch.Tensor | None] = lambda name, layer: None,
+    beside_quantized: bool = True,
 ) -> tuple[dict[nn.Module, QuantizedLayer], Conversion]:
     """The Quant* layers to put in place of the model's, and the report of it; the model stays as it is.
 
-    importance: what weighs a layer's weights in its k-means; None: all count alike.
+    importance: what weighs a layer's weights in its k-means; None: all count alike.  beside_quantized: as in select.
     """
     special = _checked_overrides(op, model, overrides)
     if rule is not None and not callable(rule):
         raise TypeError(f"{op}: rule must be a function of (name, module) or None, got {type(rule).__name__}")
     if init not in INITS:
         raise ValueError(f"{op}: init must be one of {', '.join(INITS)}, got {init!r}")
-    rule = rule or _default_rule(model)
+    wanted = rule or default_rule(model)
+    chosen, left = select(
+        model, lambda name, module: name in special or bool(wanted(name, module)), beside_quantized=beside_quantized
+    )
+    for name in special:
+        if name not in chosen:
+            raise ValueError(f"{op}: overrides names {name!r}, but {left[name]}")
 
     replacements: dict[nn.Module, QuantizedLayer] = {}
     owners = {id(layer.weight): (name, layer) for name, layer in quantized_layers(model).items()}
-    quantized, left = [], {}
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLayer) or not _has_matrix(module):
-            continue
-        reason = _unsuited(name, module, name in special or bool(rule(name, module)))
-        if reason is not None:
-            left[name or type(module).__name__] = reason
-            continue
+    for name, module in chosen.items():
         count = special.get(name, levels)
         if init == "signed_mean" and count != 2:
             raise ValueError(f"{op}: init 'signed_mean' gives 2 levels, got {count} for {name}")
@@ -182,8 +142,7 @@ def plan(
             layer.draw_centers(init, importance(name, layer))
         layer.centers = owner.centers
         replacements[module] = layer
-        quantized.append(name)
-    return replacements, Conversion(tuple(quantized), left)
+    return replacements, Conversion(tuple(chosen), left)
 
 
 def _checked_overrides(op: str, model: nn.Module, overrides: Mapping[str, int] | None) -> dict[str, int]:
@@ -204,6 +163,10 @@ def _checked_overrides(op: str, model: nn.Module, overrides: Mapping[str, int] |
 def _sharer(op: str, owners: dict[int, tuple[str, QuantizedLayer]], name: str, layer: QuantizedLayer) -> QuantizedLayer:
     """The layer whose centers this one takes: the first that has its weight, which may be itself."""
     owner_name, owner = owners.setdefault(id(layer.weight), (name, layer))
+    if owner.by_rows(layer.weight).shape != layer.by_rows(layer.weight).shape:
+        raise ValueError(
+            f"{op}: {name} shares its weight with {owner_name}, but the two split it into other groups; use groups='tensor'"
+        )
     if owner.centers.shape != layer.centers.shape:
         raise ValueError(
             f"{op}: {name} shares its weight with {owner_name} and needs the same levels and groups, centers "

@@ -9,6 +9,8 @@ from torch import nn
 from ._packed import PackedLayer
 from ._quantized import QuantizedLayer
 from .conv import PackedConv1d, PackedConv2d, QuantConv1d, QuantConv2d
+from .conv_transpose import PackedConvTranspose2d, QuantConvTranspose2d
+from .embedding import PackedEmbedding, PackedEmbeddingBag, QuantEmbedding, QuantEmbeddingBag
 from .linear import PackedLinear, QuantLinear
 
 
@@ -32,6 +34,9 @@ KINDS: dict[str, Kind] = {
         Kind("linear", nn.Linear, QuantLinear, PackedLinear),
         Kind("conv1d", nn.Conv1d, QuantConv1d, PackedConv1d),
         Kind("conv2d", nn.Conv2d, QuantConv2d, PackedConv2d),
+        Kind("conv_transpose2d", nn.ConvTranspose2d, QuantConvTranspose2d, PackedConvTranspose2d),
+        Kind("embedding", nn.Embedding, QuantEmbedding, PackedEmbedding),
+        Kind("embedding_bag", nn.EmbeddingBag, QuantEmbeddingBag, PackedEmbeddingBag),
     )
 }
 _BY_TYPE = {type_: kind for kind in KINDS.values() for type_ in kind.types}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qupedkern.ops import lut_linear
 
 from ._packed import PackedLayer
 from ._quantized import QuantizedLayer
@@ -21,10 +24,17 @@ class QuantLinear(QuantizedLayer, nn.Linear):
 
 
 class PackedLinear(PackedLayer):
-    """A linear layer stored at `bits` bits a weight: y = x W^T + b with W = dequantize(codes, centers)."""
+    """A linear layer stored at `bits` bits a weight: y = x W^T + b with W = dequantize(codes, centers), never written out.
+
+    Sums are float32 for float32 and half types, in lut_linear's own order: within the bound of a float32 dot product of
+    QuantLinear in mode "hard", whose weight is the same to the bit.
+    """
 
     plain = nn.Linear
     ARGUMENTS = ("in_features", "out_features")
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight, self.bias)
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            input = input.to(torch.get_autocast_dtype(device))
+        return lut_linear(input, self.packed, self.centers, self.bias, self.bits, self._stored_shape)

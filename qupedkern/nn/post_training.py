@@ -47,16 +47,10 @@ def quantize_weights_(
             )
         return None if weights is None else weights[id(layer.weight)]
 
-    layers, report = plan(op, model, count, groups, init, rule, overrides, weigh)
-    shared = _shared_with_others(model, layers)
-    for name in overrides or {}:
-        if name in shared:
-            raise ValueError(f"{op}: overrides names {name!r}, but {shared[name]}")
-    names = tuple(name for name in report.quantized if name not in shared)
-    modules = {name: model.get_submodule(name) for name in names}
-    forms = packed_forms(layers[module] for module in modules.values())
-    replace_modules(model, {module: forms[layers[module]] for module in modules.values()})
-    return Conversion(names, {**report.left, **shared})
+    layers, report = plan(op, model, count, groups, init, rule, overrides, weigh, beside_quantized=False)
+    forms = packed_forms(layers.values())
+    replace_modules(model, {module: forms[layer] for module, layer in layers.items()})
+    return report
 
 
 def _by_parameter(
@@ -86,19 +80,3 @@ def _by_parameter(
         if found.setdefault(id(parameter), value) is not value:
             raise ValueError(f"{op}: importance names one shared parameter twice, the second time as {name}")
     return found
-
-
-def _shared_with_others(model: nn.Module, layers: Mapping[nn.Module, QuantizedLayer]) -> dict[str, str]:
-    """Layers about to be packed whose weight some module that stays as it is also uses, with the reason to leave them."""
-    holders = {
-        id(parameter): name or type(module).__name__
-        for name, module in model.named_modules()
-        if module not in layers
-        for parameter in module._parameters.values()
-    }
-    names = {module: name for name, module in model.named_modules()}
-    return {
-        names[module]: f"its weight is also that of {holders[id(layer.weight)]}, which is not packed"
-        for module, layer in layers.items()
-        if id(layer.weight) in holders
-    }

@@ -113,7 +113,7 @@ def summary(model: nn.Module) -> Summary:
     for layer in layers.values():
         owners.setdefault(_weight_id(layer), layer)
     weights = sum(layer.codes().numel() for layer in owners.values())
-    biases = {id(layer.bias): layer.bias.numel() for layer in layers.values() if isinstance(layer.bias, Tensor)}
+    biases = {id(bias): bias.numel() for bias in map(_bias, layers.values()) if bias is not None}
     parameters = weights + sum(biases.values()) + sum(t.numel() for t in others if isinstance(t, nn.Parameter))
     seen: set[int] = set()
     rows = tuple(_layer_summary(name, layer, parameters, seen) for name, layer in layers.items())
@@ -121,12 +121,17 @@ def summary(model: nn.Module) -> Summary:
     return Summary(rows, other_bytes, 4 * weights + sum(row.bias_bytes for row in rows) + other_bytes)
 
 
+def _bias(layer: QuantizedLayer | PackedLayer) -> Tensor | None:
+    """Embeddings have none, not even the attribute."""
+    return layer._parameters.get("bias")
+
+
 def _layer_summary(name: str, layer: QuantizedLayer | PackedLayer, parameters: int, seen: set[int]) -> LayerSummary:
     """seen: what earlier layers hold, by id; this one's is added."""
     codes, kind = layer.codes(), kind_of(layer)
     packed_bytes = -(-codes.numel() * layer.bits // 8)
     away = float(distance(layer.by_rows(layer.weight), layer.centers)) if isinstance(layer, QuantizedLayer) else 0.0
-    bias = layer.bias if isinstance(layer.bias, Tensor) else None
+    bias = _bias(layer)
     # pack_ gives every layer a bias of its own
     keys = (_weight_id(layer), id(layer.centers), id(bias) if isinstance(layer, PackedLayer) else id(layer))
     own = [key not in seen for key in keys]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._define import define_op, differentiable, not_differentiable
+from ._define import call, define_op, differentiable, not_differentiable
 from ._packed import centers_at, check_packed
 from ._rows import cell_sum, split_rows
 
@@ -58,4 +58,4 @@ def dequantize_packed(packed: Tensor, centers: Tensor, bits: int, shape: Sequenc
     Returns values of the shape, in the type of centers. Differentiable in centers: grad_c_k = sum of grad over code k.
     Raises ValueError for a code >= m on the CPU (accelerators clamp it), TypeError or ValueError for wrong types and shapes.
     """
-    return torch.ops.qupedkern.dequantize_packed(*_prepare(packed, centers, bits, shape))
+    return call("dequantize_packed", *_prepare(packed, centers, bits, shape))

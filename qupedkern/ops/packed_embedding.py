@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_same_device, check_tensor
-from ._define import define_op, differentiable, not_differentiable
+from ._define import call, define_op, differentiable, not_differentiable
 from ._packed import centers_at, check_packed
 
 
@@ -79,4 +79,4 @@ def packed_embedding(indices: Tensor, packed: Tensor, centers: Tensor, bits: int
     Raises ValueError on the CPU for an index outside the table and for a code >= m in the rows it names (accelerators
     clamp both), TypeError or ValueError for wrong types and shapes.
     """
-    return torch.ops.qupedkern.packed_embedding(*_prepare(indices, packed, centers, bits, shape))
+    return call("packed_embedding", *_prepare(indices, packed, centers, bits, shape))

@@ -178,7 +178,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         with torch.no_grad():
             for book, strength in zip(self.codebooks, strengths or (), strict=False):
                 if book.weight.requires_grad and book.statistics is None:
-                    book.weight.copy_(prox_weights(book.weight, book.centers, strength, norm))
+                    book.x.copy_(prox_weights(book.x, book.centers, strength, norm))
         return True
 
     def _update_centers(self, strengths: Strengths | None, norm: str, method: str | None) -> None:
@@ -236,7 +236,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         old = book.centers.detach().clone()
         moved = old - self._center_rate(book) * self._clipped(book.centers.grad, old)
         if method is not None:
-            moved = prox_centers(moved, book.weight, strength, norm, method, at=old)
+            moved = prox_centers(moved, book.x, strength, norm, method, at=old)
         book.centers.copy_(moved.sort(dim=-1).values)
 
     # -- after the freeze -----------------------------------------------------------------------------------------
@@ -247,8 +247,8 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         if self.frozen:
             return
         for book in self.codebooks:
-            book.codes = assign(book.weight, book.centers)
-            book.weight.copy_(dequantize(book.codes, book.centers))
+            book.codes = assign(book.x, book.centers)
+            book.x.copy_(dequantize(book.codes, book.centers))
         self.frozen = True
 
     def finish(self) -> None:
@@ -282,7 +282,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
         moved = book.centers - self._center_rate(book) * self._clipped(book.centers.grad, book.centers)
         book.codes, ascending = sorted_codebook(book.codes, moved)
         book.centers.copy_(ascending)
-        book.weight.copy_(dequantize(book.codes, book.centers))
+        book.x.copy_(dequantize(book.codes, book.centers))
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -319,7 +319,7 @@ class QuantizedOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"{self._name}: the {_OWN_STATE!r} entry of the state dict is damaged, it has {sorted(own)}"
             )
-        expected = {b.name: tuple(b.weight.shape) for b in self.codebooks} if own["frozen"] else {}
+        expected = {b.name: tuple(b.x.shape) for b in self.codebooks} if own["frozen"] else {}
         came = {name: tuple(codes.shape) for name, codes in own["codes"].items()}
         if expected != came:
             raise ValueError(f"{self._name}: the state dict has codes for {came}, this model needs {expected}")

@@ -35,6 +35,11 @@ class Codebook:
         return self.layer.weight
 
     @property
+    def x(self) -> Tensor:
+        """The weight as ops take it: a view in the order in which the rows of centers split it."""
+        return self.layer.by_rows(self.layer.weight)
+
+    @property
     def centers(self) -> nn.Parameter:
         return self.layer.centers
 

@@ -52,7 +52,7 @@ class Relaxed:
 @torch.no_grad()
 def quantize_weights(codebooks: list[Codebook], mode: str, options: dict[str, Any]) -> Relaxed:
     """S_c(x) or Q_c(x) of every weight; the soft ones in one call, so that small layers share its cost."""
-    xs, centers = [book.weight for book in codebooks], [book.centers for book in codebooks]
+    xs, centers = [book.x for book in codebooks], [book.centers for book in codebooks]
     sharpness: list[Tensor] = []
     if mode == "soft":
         P = options.get("P")
@@ -63,8 +63,8 @@ def quantize_weights(codebooks: list[Codebook], mode: str, options: dict[str, An
         weights = foreach_soft_quantize(xs, centers, sharpness)  # type: ignore[arg-type]
     else:
         weights = [hard_quantize(x, c) for x, c in zip(xs, centers, strict=True)]
-    for weight, x, c in zip(weights, xs, centers, strict=True):
-        weight.requires_grad_(x.requires_grad or c.requires_grad)
+    for weight, book in zip(weights, codebooks, strict=True):
+        weight.requires_grad_(book.weight.requires_grad or book.centers.requires_grad)
     return Relaxed(mode, bool(options.get("straight_through")), weights, sharpness)
 
 
@@ -85,7 +85,7 @@ def chain_gradients(
     if not used:
         return
     gradients = [relaxed.weights[i].grad for i, _ in used]
-    xs, centers = [book.weight for _, book in used], [book.centers for _, book in used]
+    xs, centers = [book.x for _, book in used], [book.centers for _, book in used]
     if relaxed.mode == "soft":
         sharpness = [relaxed.sharpness[i] for i, _ in used]
         to_x, to_c = torch.ops.qupedkern.foreach_soft_quantize_backward(gradients, xs, centers, sharpness)
@@ -93,10 +93,12 @@ def chain_gradients(
         backward = torch.ops.qupedkern.hard_quantize_backward
         pairs = [backward(*args, relaxed.straight_through) for args in zip(gradients, xs, centers, strict=True)]
         to_x, to_c = [g for g, _ in pairs], [h for _, h in pairs]
-    for x, c, g, h in zip(xs, centers, to_x, to_c, strict=True):
+    for (_, book), g, h in zip(used, to_x, to_c, strict=True):
+        x, c = book.weight, book.centers
         if c.requires_grad:
             c.grad = h
         if x.requires_grad and to_weights and relaxed.chain != "hard":
+            g = book.layer.like_weight(g)
             x.grad = g if x.grad is None else x.grad + g
 
 

@@ -92,10 +92,10 @@ def fused_update(
         rule, books = rules[group], [codebooks[i] for i in members]
         assert rule is not None
         chain = "none" if no_chain or relaxed is None else relaxed.chain
-        buffers = [_state(inner, book.weight, rule)[1] for book in books]
+        buffers = [[book.layer.by_rows(b) for b in _state(inner, book.weight, rule)[1]] for book in books]
         center_grad, counts, sums, _, _ = torch.ops.qupedkern.quped_step(
-            [book.weight for book in books],
-            [] if no_grad else [book.weight.grad for book in books],
+            [book.x for book in books],
+            [] if no_grad else [book.layer.by_rows(book.weight.grad) for book in books],  # type: ignore[arg-type]
             [] if chain == "none" else [relaxed.weights[i].grad for i in members],  # type: ignore[union-attr]
             [b[0] for b in buffers if b],
             [b[1] for b in buffers if len(b) > 1],

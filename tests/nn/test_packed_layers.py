@@ -9,36 +9,52 @@ import pickle
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from layer_cases import LayerCase, conv_cases, convolutional, layer_cases, linear_cases, quantized
-from torch import nn
+from layer_cases import LayerCase, convolutional, layer_cases, quantized
+from torch import Tensor, nn
 from torch.func import functional_call
 
 import qupedkern as qk
-from qupedkern.nn import kind_of
+from qupedkern.nn import PackedLayer, PackedLinear, kind_of
+from qupedkern.ops import OPS
+from qupedkern.testing.tolerances import BOUNDS, with_output_rounding
+from qupedkern.testing.tolerances import assert_close as close
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same' with even kernel lengths"
 )  # torch's own, of its speed
 
 
+def assert_output_of_hard_weights(layer: PackedLayer, case: LayerCase, got: Tensor, expected: Tensor) -> None:
+    """Equal to the bit where torch multiplies with the dequantized weight; within the bound of lut_linear where that sums."""
+    if not isinstance(layer, PackedLinear):
+        assert torch.equal(got, expected)
+        return
+    assert got.dtype == expected.dtype
+    u, eta = (2.0**-53, 0.0) if case.x.dtype == torch.float64 else (2.0**-24, 2.0**-149)
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    args = (case.x.double(), layer.packed, layer.centers.detach().double(), bias, layer.bits, list(layer.weight_shape))
+    (bound,) = BOUNDS["lut_linear"](*args, u=u, eta=eta)
+    exact = OPS["lut_linear"].reference(*args)
+    close(got.detach(), exact, with_output_rounding(bound, exact, got.dtype, u), "packed linear")
+
+
 @settings(deadline=None, max_examples=150)
 @given(layer_cases())
-def test_packed_equals_mode_hard_and_unpacked_equals_packed_to_the_bit(case: LayerCase) -> None:
+def test_packed_weights_equal_mode_hard_to_the_bit_and_so_do_outputs_but_for_the_order_of_sums(case: LayerCase) -> None:
     model = case.quantized()
     layer = model[0]
     with qk.mode(model, "hard"):
-        expected, weight, codes = model(case.x), layer.active_weight(), layer.codes()
+        expected, weight, codes = model(*case.inputs), layer.active_weight(), layer.codes()
     assert qk.pack_(model) is model
     packed = model[0]
     assert type(packed) is kind_of(case.layer).packed
     assert packed.packed.numel() == -(-weight.numel() * packed.bits // 8)
     assert torch.equal(packed.codes(), codes)
     assert torch.equal(packed.weight, weight)
-    assert torch.equal(model(case.x), expected)
+    assert_output_of_hard_weights(packed, case, model(*case.inputs), expected)
     assert qk.unpack_(model) is model
     assert type(model[0]) is type(case.layer)
-    assert torch.equal(model(case.x), expected)
+    assert torch.equal(model(*case.inputs), expected)
 
 
 @settings(deadline=None, max_examples=20)
@@ -51,16 +67,36 @@ def test_packing_what_was_unpacked_gives_the_same_weights(case: LayerCase) -> No
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.one_of(linear_cases((torch.float64,)), conv_cases((torch.float64,))))
+@given(layer_cases((torch.float64,)).filter(lambda case: case.learns_from_all))
 def test_gradients_to_input_and_centers_equal_finite_differences(case: LayerCase) -> None:
     layer = qk.pack_(LayerCase(case.layer, case.x, min(case.levels, 5), case.groups).quantized())[0]
     centers = layer.centers.detach().clone().requires_grad_()
-    x = case.x.clone().requires_grad_()
+    x = case.x.clone().requires_grad_(case.x.is_floating_point())
 
-    def output(x: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-        return functional_call(layer, {"centers": centers}, (x,))
+    def output(x: Tensor, centers: Tensor) -> Tensor:
+        return functional_call(layer, {"centers": centers}, (x, *case.rest))
 
     assert torch.autograd.gradcheck(output, (x, centers), eps=1e-6, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(layer_cases((torch.float64,)))
+def test_gradients_are_those_of_mode_hard_padding_included(case: LayerCase) -> None:
+    # cells of at most a few hundred terms of order one, added in another order
+    model = case.quantized()
+    inputs = [[value.clone() if isinstance(value, Tensor) else value for value in case.inputs] for _ in range(2)]
+    leaves = [
+        [v.requires_grad_() for v in given if isinstance(v, Tensor) and v.is_floating_point()] for given in inputs
+    ]
+    with qk.mode(model, "hard"):
+        expected = model(*inputs[0])
+        cotangent = torch.randn_like(expected)
+        (expected * cotangent).sum().backward()
+    quantized_layer = model[0]
+    (qk.pack_(model)(*inputs[1]) * cotangent).sum().backward()
+    torch.testing.assert_close(model[0].centers.grad, quantized_layer.centers.grad, rtol=1e-12, atol=1e-12)
+    for value, wanted in zip(leaves[1], leaves[0], strict=True):
+        torch.testing.assert_close(value.grad, wanted.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_a_few_steps_on_a_packed_model_s_centers_reduce_a_loss_and_keep_its_codes() -> None:
@@ -167,3 +203,32 @@ def test_pack_and_unpack_refuse_what_they_cannot_do_and_change_nothing() -> None
     for function in (qk.pack_, qk.unpack_):
         with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got OrderedDict"):
             function(plain.state_dict())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_channel_of_a_transposed_convolution_is_an_output_of_it(groups: int) -> None:
+    torch.manual_seed(2)
+    layer = nn.ConvTranspose2d(4, 6, (2, 3), groups=groups)
+    weight = layer.weight.detach().clone()
+    model = nn.Sequential(layer)
+    qk.quantize_(model, levels=3, groups="channel", rule=lambda *_: True)
+    assert model[0].centers.shape == (6, 3)
+    qk.pack_(model)
+    for output in range(6):
+        part, place = divmod(output, 6 // groups)
+        own = slice(part * (4 // groups), (part + 1) * (4 // groups))
+        x = weight[own, place]  # what makes this output: the inputs of its group
+        centers = qk.init_centers(x.contiguous(), 3)
+        assert torch.equal(model[0].centers[output], centers)
+        assert torch.equal(model[0].weight[own, place], qk.hard_quantize(x.contiguous(), centers))
+
+
+def test_a_transposed_convolution_takes_the_size_of_its_output() -> None:
+    model = quantized(nn.Sequential(nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1)), groups="channel")
+    x = torch.randn(1, 2, 4, 5)
+    with qk.mode(model, "hard"):
+        expected = model[0](x, output_size=[8, 10])
+    qk.pack_(model)
+    assert expected.shape == (1, 3, 8, 10)
+    assert torch.equal(model[0](x, output_size=[8, 10]), expected)
+    assert torch.equal(model[0](x, [8, 10]), expected)

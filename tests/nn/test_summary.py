@@ -38,7 +38,7 @@ def test_sizes_are_those_of_the_packed_tensors(case: LayerCase) -> None:
     assert before.total_bytes == after.total_bytes == nbytes(*model.parameters(), *model.buffers())
     assert row.members == after.layers[0].members
     assert sum(row.members) == weight.numel()
-    assert row.distance == float(qk.distance(weight, packed.centers).detach())
+    assert row.distance == float(qk.distance(packed.by_rows(weight), packed.centers).detach())
     assert after.layers[0].distance == 0
 
 
@@ -77,11 +77,11 @@ def test_a_weight_that_a_float_module_needs_too_and_what_no_file_holds() -> None
         def __init__(self) -> None:
             super().__init__()
             self.layer, self.head = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-            self.head.weight = self.layer.weight
             self.register_buffer("cache", torch.zeros(100), persistent=False)
 
     model = Model()
     qk.quantize_(model, bits=2, rule=lambda name, _: name == "layer")
+    model.head.weight = model.layer.weight  # tied later: together they would have been left in float
     before, after = qk.summary(model), qk.summary(qk.pack_(model))
     for summary in (before, after):
         assert (summary.layers[0].total_bytes, summary.other_bytes) == (4 + 16, 64)
