@@ -125,86 +125,63 @@ class RowsKernel {
     }
   }
 
-  template <int Rows, int Batch>
-  struct Totals {
-    Vec of[Rows][Batch];
-  };
-
-  // One chunk; `inside` tells the lanes that have codes where kMasked.
-  template <int Rows, int Batch, bool kMasked>
-  QK_HD void add_chunk(const CenterTable<Bits>* tables, Ints* words, const float* at, Mask inside,
-                       Totals<Rows, Batch>& totals) const {
-    add_positions<0, Rows, Batch, kMasked>(tables, words, at, inside, totals);
-  }
-
-  template <int J, int Rows, int Batch, bool kMasked>
-  QK_HD void add_positions(const CenterTable<Bits>* tables, const Ints* words, const float* at, Mask inside,
-                           Totals<Rows, Batch>& totals) const {
-    if constexpr (J < kWordCodes) {
-      Vec weight[Rows];
-      for (int r = 0; r < Rows; ++r) {
-        weight[r] = tables[r][shifted_right<Bits * J>(words[r])];
-        if constexpr (kMasked) {
-          weight[r] = keep(inside, weight[r]);
-        }
-      }
-      for (int b = 0; b < Batch; ++b) {
-        Vec factor = load(at + b * chunks * kChunkCodes + J * kVec);
-        pin(factor);
-        for (int r = 0; r < Rows; ++r) {
-          totals.of[r][b] = fma(weight[r], factor, totals.of[r][b]);
-        }
-      }
-      add_positions<J + 1, Rows, Batch, kMasked>(tables, words, at, inside, totals);
-    }
-  }
-
+  // sums[b][row] of Rows rows of W and Batch rows of x.
   template <int Rows, int Batch>
   void dot_rows(int64_t row, int64_t b, float* sums) const {
     const int64_t stride = row_bytes(), whole = weights.in_features / kChunkCodes;
-    const int64_t segment = std::min(weights.length / kChunkCodes, whole);  // chunks to a table
+    const int64_t segment = std::max<int64_t>(std::min(weights.length / kChunkCodes, whole), 1);  // chunks to a table
+    const int64_t x_stride = chunks * kChunkCodes;
     const uint8_t* from = row_at(row);
-    const float* at = x + b * chunks * kChunkCodes;
+    const float* at = x + b * x_stride;
     uintptr_t ahead = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(kAhead);
-    Totals<Rows, Batch> totals;
-    for (int r = 0; r < Rows; ++r) {
-      for (int i = 0; i < Batch; ++i) {
-        totals.of[r][i] = splat(0.0f);
-      }
-    }
-    CenterTable<Bits> tables[Rows];
-    Ints words[Rows];
-    const auto fill_tables = [&](int64_t chunk) {
-      for (int r = 0; r < Rows; ++r) {
-        tables[r].fill(weights.table_of((row + r) * weights.in_features + chunk * kChunkCodes), weights.levels);
-      }
-    };
-    fill_tables(0);
-    for (int64_t chunk = 0, next = segment; chunk < whole; ++chunk, from += kVec * Bits, at += kChunkCodes) {
-      if (chunk == next) {
-        fill_tables(chunk);
-        next += segment;
-      }
-      for (int r = 0; r < Rows; ++r) {
-        words[r] = load_words<Bits>(from + r * stride);
+    Vec totals[Rows][Batch];
+    unrolled<Rows>([&](auto r) QK_INLINE { unrolled<Batch>([&](auto i) QK_INLINE { totals[r][i] = splat(0.0f); }); });
+    // One chunk; `inside` tells the lanes that have codes where kMasked.
+    const auto add_chunk = [&](const auto& tables, auto load_row, auto masked, const Mask& inside) QK_INLINE {
+      Ints words[Rows];
+      unrolled<Rows>([&](auto r) QK_INLINE {
+        words[r] = load_row(from + r * stride);
         pin(words[r]);
+      });
+      unrolled<kWordCodes>([&](auto j) QK_INLINE {
+        Vec weight[Rows];
+        unrolled<Rows>([&](auto r) QK_INLINE {
+          weight[r] = tables[r][shifted_right<Bits * j>(words[r])];
+          if constexpr (masked) {
+            weight[r] = keep(inside, weight[r]);
+          }
+        });
+        unrolled<Batch>([&](auto i) QK_INLINE {
+          Vec factor = load(at + i * x_stride + j * kVec);
+          pin(factor);
+          unrolled<Rows>([&](auto r) QK_INLINE { totals[r][i] = fma(weight[r], factor, totals[r][i]); });
+        });
+      });
+    };
+    const int rest = static_cast<int>(weights.in_features % kChunkCodes) / kWordCodes;
+    for (int64_t chunk = 0; chunk < whole || (chunk == whole && rest);) {
+      CenterTable<Bits> tables[Rows];
+      unrolled<Rows>([&](auto r) QK_INLINE {
+        tables[r].fill(weights.table_of((row + r) * weights.in_features + chunk * kChunkCodes), weights.levels);
+      });
+      if (chunk == whole) {
+        add_chunk(
+            tables, [&](const uint8_t* some) QK_INLINE { return load_some_words<Bits>(some, rest * Bits); },
+            std::true_type{}, first_lanes(rest));
+        break;
       }
-      for (int i = 0; i < Rows * kVec * Bits; i += 64, ahead += 64) {
-        prefetch(ahead);
+      for (const int64_t end = std::min(chunk + segment, whole); chunk < end;
+           ++chunk, from += kVec * Bits, at += kChunkCodes) {
+        for (int i = 0; i < Rows * kVec * Bits; i += 64, ahead += 64) {
+          prefetch(ahead);
+        }
+        add_chunk(
+            tables, [](const uint8_t* all) QK_INLINE { return load_words<Bits>(all); }, std::false_type{}, Mask{});
       }
-      add_chunk<Rows, Batch, false>(tables, words, at, Mask{}, totals);
     }
-    if (const int64_t rest = weights.in_features % kChunkCodes) {
-      for (int r = 0; r < Rows; ++r) {
-        words[r] = load_some_words<Bits>(from + r * stride, rest / kWordCodes * Bits);
-      }
-      add_chunk<Rows, Batch, true>(tables, words, at, first_lanes(static_cast<int>(rest / kWordCodes)), totals);
-    }
-    for (int r = 0; r < Rows; ++r) {
-      for (int i = 0; i < Batch; ++i) {
-        sums[i * kBlockRows + r] = sum_of(totals.of[r][i]);
-      }
-    }
+    unrolled<Rows>([&](auto r) QK_INLINE {
+      unrolled<Batch>([&](auto i) QK_INLINE { sums[i * kBlockRows + r] = sum_of(totals[r][i]); });
+    });
   }
 };
 

@@ -61,9 +61,10 @@ class SumsKernel {
   static constexpr int kTablesPerWord = 8;                     // four bits each
   static constexpr int kColumnTables = kVec * kTablesPerWord;  // sixteen words of a row
   static constexpr int64_t kColumnFloats = kColumnTables * kVec;
-  static constexpr int64_t kBatchBlock = 16;       // rows of x that share transposed words
-  static constexpr int64_t kCachedFloats = 98304;  // of tables: what stays in the second level beside W
-  static constexpr int64_t kAhead = 65536;         // bytes fetched ahead, in the order of the stream
+  static constexpr int64_t kBlockWords = kBlockRows * kVec;  // of a column
+  static constexpr int64_t kBatchBlock = 16;                 // rows of x that share transposed words
+  static constexpr int64_t kKeptBlocks = 512 / kBlockRows;
+  static constexpr int64_t kAhead = 65536;  // bytes fetched ahead, in the order of the stream
 
   const LutWeights& weights;
   int64_t bytes;    // of a row
@@ -96,9 +97,7 @@ class SumsKernel {
     int64_t k = 0;
     for (; k < count; k += kPerTable, to += kVec) {
       Vec sum = center[0] * splat(wide[k]);
-      for (int j = 1; j < kPerTable; ++j) {
-        sum = fma(center[j], splat(wide[k + j]), sum);
-      }
+      unrolled<kPerTable - 1>([&](auto j) QK_INLINE { sum = fma(center[j + 1], splat(wide[k + j + 1]), sum); });
       store(sum, to);
     }
     for (; k < kCodes; k += kPerTable, to += kVec) {
@@ -106,112 +105,114 @@ class SumsKernel {
     }
   }
 
-  // Rows [begin, end), in bands of columns whose tables stay in cache.
+  // Rows [begin, end). For one row of x the stream is read in its order; for more, a column of the words of several
+  // blocks is kept so that every table is used on all of them while it is in the first level.
   template <class T>
   void rows(int64_t begin, int64_t end, const LutCall<T>& call, int64_t first, HighestCode* codes) const {
-    const int64_t blocks = (end - begin + kBlockRows - 1) / kBlockRows;
-    Scratch<1> scratch(blocks * batch * kBlockRows);
-    float* sums = scratch.data();  // [blocks][batch][kBlockRows]
-    std::fill_n(sums, blocks * batch * kBlockRows, 0.0f);
-    const int64_t band = std::max<int64_t>(kCachedFloats / (batch * kColumnFloats), 1);
-    for (int64_t column = 0; column < columns; column += band) {
-      const int64_t last = std::min(column + band, columns);
-      for (int64_t block = 0; block < blocks; ++block) {
-        add_columns(begin + block * kBlockRows, column, last, sums + block * batch * kBlockRows);
+    alignas(64) int32_t words[kKeptBlocks * kBlockWords];
+    alignas(64) float sums[kKeptBlocks * kBatchBlock * kBlockRows];  // [blocks][batch][kBlockRows]
+    const int64_t step = (batch == 1 ? 1 : kKeptBlocks) * kBlockRows;
+    for (int64_t row = begin; row < end; row += step) {
+      const int blocks = static_cast<int>((std::min(step, end - row) + kBlockRows - 1) / kBlockRows);
+      std::fill_n(sums, blocks * batch * kBlockRows, 0.0f);
+      for (int64_t column = 0; column < columns; ++column) {
+        for (int i = 0; i < blocks; ++i) {
+          load_column(row + i * kBlockRows, column, words + i * kBlockWords);
+        }
+        add_column(row, column, blocks, words, sums);
       }
-    }
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t row = begin + block * kBlockRows;
-      const int count = static_cast<int>(std::min<int64_t>(kBlockRows, end - row));
-      write_sums<Bits>(call, sums + block * batch * kBlockRows, kBlockRows, row, count, first, batch, codes);
+      for (int i = 0; i < blocks; ++i) {
+        const int64_t at = row + i * kBlockRows;
+        const int count = static_cast<int>(std::min<int64_t>(kBlockRows, end - at));
+        write_sums<Bits>(call, sums + i * batch * kBlockRows, kBlockRows, at, count, first, batch, codes);
+      }
     }
   }
 
-  void add_columns(int64_t row, int64_t column, int64_t last, float* sums) const {
-    const int64_t count = weights.out_features - row;
-    const bool in_order = last - column == columns;  // the whole of the rows, so the stream in its order
-    for (; column < last; ++column) {
-      alignas(64) int32_t words[kGroups][kVec][kVec];  // [group][word][row]
-      const uint8_t* from = weights.packed + row * bytes + column * kColumnBytes;
-      const int64_t rest = std::min<int64_t>(kColumnBytes, bytes - column * kColumnBytes);
-      for (int g = 0; g < kGroups; ++g) {
-        const int64_t there = count - g * kVec;
-        if (there >= kVec && rest == kColumnBytes) {
-          transpose_columns(from + g * kVec * bytes, bytes, words[g][0]);
-        } else {
-          transpose_some(from + g * kVec * bytes, bytes, std::clamp<int64_t>(there, 0, kVec), rest, words[g][0]);
-        }
+  // words [kGroups][word][row]
+  void load_column(int64_t row, int64_t column, int32_t* words) const {
+    const uint8_t* from = weights.packed + row * bytes + column * kColumnBytes;
+    const int64_t rest = std::min<int64_t>(kColumnBytes, bytes - column * kColumnBytes);
+    for (int g = 0; g < kGroups; ++g, from += kVec * bytes, words += kVec * kVec) {
+      const int64_t there = weights.out_features - row - g * kVec;
+      if (there >= kVec && rest == kColumnBytes) {
+        transpose_columns(from, bytes, words);
+      } else {
+        transpose_some(from, bytes, std::clamp<int64_t>(there, 0, kVec), rest, words);
       }
-      const uintptr_t at = reinterpret_cast<uintptr_t>(weights.packed + row * bytes);
-      for (int i = 0; i < kBlockRows; ++i) {
-        prefetch(in_order ? at + static_cast<uintptr_t>(kAhead + (column * kBlockRows + i) * kColumnBytes)
-                          : at + static_cast<uintptr_t>((kBlockRows + i) * bytes + column * kColumnBytes));
-      }
-      const int used = static_cast<int>((rest + 3) / 4);
-      const float* table = tables + column * batch * kColumnFloats;
-      for (int64_t b = 0; b < batch;) {
-        if (kBatch >= 4 && batch - b >= 4) {
-          add_words<std::min(kBatch, 4)>(words, used, table + b * kColumnFloats, sums + b * kBlockRows);
-          b += 4;
-        } else if (kBatch >= 2 && batch - b >= 2) {
-          add_words<std::min(kBatch, 2)>(words, used, table + b * kColumnFloats, sums + b * kBlockRows);
-          b += 2;
-        } else {
-          add_words<1>(words, used, table + b * kColumnFloats, sums + b * kBlockRows);
-          b += 1;
+      if (batch > 1) {  // the next column of these rows
+        for (int i = 0; i < kVec; ++i) {
+          prefetch(reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(i * bytes + kColumnBytes));
         }
       }
     }
   }
 
-  template <int Batch>
-  struct Totals {
-    Vec of[Batch][kGroups];
-  };
-
-  template <int Batch>
-  static void add_words(const int32_t (*words)[kVec][kVec], int used, const float* table, float* sums) {
-    Totals<Batch> totals;
-    for (int b = 0; b < Batch; ++b) {
-      for (int g = 0; g < kGroups; ++g) {
-        totals.of[b][g] = load(sums + b * kBlockRows + g * kVec);
-      }
+  void add_column(int64_t row, int64_t column, int blocks, const int32_t* words, float* sums) const {
+    const int used = static_cast<int>(std::min<int64_t>((bytes - column * kColumnBytes + 3) / 4, kVec));
+    const float* table = tables + column * batch * kColumnFloats;
+    if (batch == 1) {
+      const uintptr_t ahead = reinterpret_cast<uintptr_t>(weights.packed + row * bytes) +
+                              static_cast<uintptr_t>(kAhead + column * kBlockRows * kColumnBytes);
+      add_words<1, true>(words, 0, used, table, ahead, sums);
+      return;
     }
+    const auto add = [&](auto size, int64_t b) {
+      constexpr int Batch = std::min(decltype(size)::value, kBatch);
+      for (int from = 0; from < used; from += kVec / 2) {
+        for (int i = 0; i < blocks; ++i) {
+          add_words<Batch, false>(words + i * kBlockWords, from, std::min(from + kVec / 2, used),
+                                  table + b * kColumnFloats, 0, sums + (i * batch + b) * kBlockRows);
+        }
+      }
+      return b + Batch;
+    };
+    for (int64_t b = 0; b < batch;) {
+      const int64_t left = batch - b;
+      b = left >= 4   ? add(std::integral_constant<int, 4>{}, b)
+          : left >= 2 ? add(std::integral_constant<int, 2>{}, b)
+                      : add(std::integral_constant<int, 1>{}, b);
+    }
+  }
+
+  // Words [begin, end) of the column; where kFetch, lines of the stream are fetched, as many a word as there are
+  // groups: more at once would wait for each other.
+  template <int Batch, bool kFetch>
+  static void add_words(const int32_t* words, int begin, int end, const float* table, uintptr_t ahead, float* sums) {
+    Vec totals[Batch][kGroups];
+    unrolled<Batch>([&](auto b) QK_INLINE {
+      unrolled<kGroups>([&](auto g) QK_INLINE { totals[b][g] = load(sums + b * kBlockRows + g * kVec); });
+    });
     Vec one = splat(1.0f);
     pin(one);
-    for (int i = 0; i < used; ++i, table += kTablesPerWord * kVec) {
+    table += begin * kTablesPerWord * kVec;
+    for (int i = begin; i < end; ++i, table += kTablesPerWord * kVec) {
       Ints word[kGroups];
-      for (int g = 0; g < kGroups; ++g) {
-        word[g] = load(words[g][i]);
+      unrolled<kGroups>([&](auto g) QK_INLINE {
+        word[g] = load(words + (g * kVec + i) * kVec);
         pin(word[g]);
-      }
-      add_tables<0, Batch>(word, table, one, totals);
-    }
-    for (int b = 0; b < Batch; ++b) {
-      for (int g = 0; g < kGroups; ++g) {
-        store(totals.of[b][g], sums + b * kBlockRows + g * kVec);
-      }
-    }
-  }
-
-  // A product with one adds on the ports of multiplication, which are idle here, to the same bits; odd rows of x use
-  // those of addition, so that both kinds are busy.
-  template <int J, int Batch>
-  QK_HD static void add_tables(const Ints* word, const float* table, Vec one, Totals<Batch>& totals) {
-    if constexpr (J < kTablesPerWord) {
-      Ints index[kGroups];
-      for (int g = 0; g < kGroups; ++g) {
-        index[g] = shifted_right<4 * J>(word[g]);
-      }
-      for (int b = 0; b < Batch; ++b) {
-        const SixteenSums sixteen(table + b * kColumnFloats + J * kVec);
-        for (int g = 0; g < kGroups; ++g) {
-          const Vec sum = sixteen[index[g]];
-          totals.of[b][g] = b % 2 ? totals.of[b][g] + sum : fma(sum, one, totals.of[b][g]);
+        if constexpr (kFetch) {
+          prefetch(ahead);
+          ahead += kColumnBytes;
         }
-      }
-      add_tables<J + 1, Batch>(word, table, one, totals);
+      });
+      unrolled<kTablesPerWord>([&](auto j) QK_INLINE {
+        Ints index[kGroups];
+        unrolled<kGroups>([&](auto g) QK_INLINE { index[g] = shifted_right<4 * j>(word[g]); });
+        unrolled<Batch>([&](auto b) QK_INLINE {
+          const SixteenSums sixteen(table + b * kColumnFloats + j * kVec);
+          unrolled<kGroups>([&](auto g) QK_INLINE {
+            const Vec sum = sixteen[index[g]];
+            // A product with one adds where products are made, on ports that are idle here, to the same bits; every
+            // other row of x takes those of addition, so that both are busy.
+            totals[b][g] = b % 2 ? totals[b][g] + sum : fma(sum, one, totals[b][g]);
+          });
+        });
+      });
     }
+    unrolled<Batch>([&](auto b) QK_INLINE {
+      unrolled<kGroups>([&](auto g) QK_INLINE { store(totals[b][g], sums + b * kBlockRows + g * kVec); });
+    });
   }
 };
 

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "../math/pack_codes.h"
 #include "lut_regimes.h"
@@ -22,6 +24,22 @@ QK_HD void pin(Ints& a) { __asm__("" : "+v"(a.v)); }
 #else
 QK_HD void pin(Vec&) {}  // sixteen registers or fewer: the compiler knows better
 QK_HD void pin(Ints&) {}
+#endif
+
+// f(0), f(1), ..., f(Count - 1) with the number as a constant: arrays of vectors indexed by it stay in registers, where
+// gcc 12 keeps those of a loop it unrolls in memory.
+template <int... I, class F>
+QK_HD void call_each(std::integer_sequence<int, I...>, F&& f) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int Count, class F>
+QK_HD void unrolled(F&& f) {
+  call_each(std::make_integer_sequence<int, Count>{}, f);
+}
+#if defined(__GNUC__)
+#define QK_INLINE __attribute__((always_inline))
+#else
+#define QK_INLINE
 #endif
 
 QK_HD void prefetch(uintptr_t at) {
