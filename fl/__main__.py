@@ -72,9 +72,7 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
     """Each algorithm's run, over the same clients."""
     experiment = chosen.experiment
     dataset = data.load(chosen.data.name, data.data_directory(data_directory))
-    clients = make_clients(
-        dataset, chosen.equipment, chosen.data.classes_per_client, experiment.seed, chosen.data.fractions
-    )
+    clients = make_clients(dataset, chosen.equipment, seed=experiment.seed, plan=chosen.data)
     try:
         return {
             name: Federation(
@@ -88,6 +86,7 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
                 threads=experiment.threads,
                 engine=experiment.engine,
                 workers=experiment.workers,
+                augment=chosen.data.augment,
             )
             for name in experiment.names
         }

@@ -2,8 +2,8 @@
 
 [experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, threads, engine,
                         workers, out
-[data]                  name, classes_per_client, fractions
-[[clients]]             count, architecture, bits: one group of equal devices each
+[data]                  name, augment, and how it is cut: the fields of data.Plan
+[[clients]]             count, architecture, bits, groups: one group of equal devices each
 [algorithms.<name>]     hyper-parameters of an algorithm, where they are not its defaults
 """
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from fl import data, models
 from fl.algorithms import BY_NAME, Algorithm
-from fl.core import Bits
+from fl.core import Bits, Groups
 from fl.errors import ConfigError
 from fl.federation import ENGINES
 
@@ -75,13 +75,16 @@ class Experiment:
         return (self.algorithm, *self.compare)
 
 
-@dataclass(frozen=True)
-class Data:
-    """[data]: the data set and its split; see data.partition and data.split."""
+@dataclass(frozen=True, kw_only=True)
+class Data(data.Plan):
+    """[data]: the data set, how it is cut into clients, and what training images go through."""
 
     name: str = "digits"
-    classes_per_client: int | tuple[int, int] = (3, 4)
-    fractions: tuple[float, float, float] = data.FRACTIONS
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("augment", self.augment, data.AUGMENTATIONS)
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,15 @@ class Group:
     count: int
     architecture: str = "mlp"
     bits: Bits = 2
+    groups: Groups = "tensor"
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         _one_of("architecture", self.architecture, sorted(models.ARCHITECTURES))
         _one_of("bits", self.bits, BITS)
+        if self.groups not in ("tensor", "channel") and (isinstance(self.groups, str) or self.groups < 1):
+            raise ValueError(f"groups must be 'tensor', 'channel' or a block length, got {self.groups!r}")
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,9 @@ class Config:
     algorithms: Mapping[str, Algorithm] = field(default_factory=dict)
 
     @property
-    def equipment(self) -> list[tuple[str, Bits]]:
-        """(architecture, bits) of each client."""
-        return [(group.architecture, group.bits) for group in self.clients for _ in range(group.count)]
+    def equipment(self) -> list[tuple[str, Bits, Groups]]:
+        """(architecture, bits, groups) of each client."""
+        return [(group.architecture, group.bits, group.groups) for group in self.clients for _ in range(group.count)]
 
     def algorithm(self, name: str) -> Algorithm:
         """The algorithm of that name, with its defaults where the file says nothing."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl import models
+from fl import data, models
 from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import Client, Job
@@ -28,11 +28,11 @@ class Federation:
 
     algorithm: QuPeD(), Local(), FedAvg(), ...  clients: from make_clients.  rounds, sample, seed: how many rounds, the
     share of the clients drawn in each, and the number that fixes every draw.
-    architecture: the global model's, "mlp" or "cnn".  evaluations: gradient evaluations a drawn client may spend in a
-    round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
+    architecture: the global model's, a key of models.ARCHITECTURES.  evaluations: gradient evaluations a drawn client
+    may spend in a round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
     threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
     engine: "serial", one client after the other, or "pool", worker processes, to the same bits.  workers: of the pool;
-    None: one for each processor.
+    None: one for each processor.  augment: what training images go through, of data.AUGMENTATIONS.
     """
 
     algorithm: Algorithm
@@ -45,6 +45,7 @@ class Federation:
     threads: int = 1
     engine: str = "serial"
     workers: int | None = None
+    augment: str = "none"
 
     def __post_init__(self) -> None:
         if [client.id for client in self.clients] != list(range(len(self.clients))) or not self.clients:
@@ -67,6 +68,9 @@ class Federation:
             raise ValueError(f"Federation: engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"Federation: workers must be at least 1, got {self.workers}")
+        if self.augment not in data.AUGMENTATIONS:
+            names = ", ".join(data.AUGMENTATIONS)
+            raise ValueError(f"Federation: augment must be one of {names}, got {self.augment!r}")
         self.algorithm.check(self.job, self.clients)
 
     @property
@@ -81,6 +85,7 @@ class Federation:
             input_shape=(shape[1], shape[2], shape[3]),
             num_classes=1 + max(max(client.data.classes) for client in self.clients),
             evaluations=self.evaluations,
+            augment=self.augment,
         )
 
     def check(self, out: Path, *, resume: bool = False) -> bool:
