@@ -120,7 +120,7 @@ class Packed:
         centers = self.centers(per_channel).to(dtype)
 
         def calls(x: Tensor) -> list[Call]:
-            rest = (centers, None, self.bits, list(self.shape))
+            rest = (centers.float(), None, self.bits, list(self.shape))  # as the op hands them to the kernel
             out = OPS[OP].allocate(x, self.packed[0], *rest)
             kernels = [native_call(OP, (x, packed, *rest), (out,)) for packed in self.packed]
 

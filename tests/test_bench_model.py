@@ -88,7 +88,7 @@ def test_a_packed_model_that_is_wrong_or_not_all_packed_gets_no_time() -> None:
     model.check("it", made, x)
     right = made[0].layers[1].forward
     made[0].layers[1].forward = lambda x: 1.001 * right(x)
-    with pytest.raises(RuntimeError, match=r"^it: off by 0\.001 of the largest output, allowed are 1e-04"):
+    with pytest.raises(RuntimeError, match=r"^it: off by 0\.001 of the largest output, allowed are 1e-4"):
         model.check("it", made, x)
     with pytest.raises(RuntimeError, match=r"model: 0\.1 is not packed: Bilinear is not one of "):
         model.packed(nn.Sequential(nn.Linear(3, 3), nn.Bilinear(3, 3, 3)), 4)
