@@ -155,10 +155,10 @@ def _short(dtype: torch.dtype) -> str:
 
 def _pass(value: Any) -> Any:
     """A tensor as (data_ptr, sizes, dtype code), a list of tensors as a list of these; anything else as it is."""
-    if isinstance(value, list):
-        return [_pass(v) for v in value]
     if not isinstance(value, Tensor):
-        return value
+        return (
+            [_pass(v) for v in value] if isinstance(value, list) and value and isinstance(value[0], Tensor) else value
+        )
     if not value.is_contiguous():
         raise ValueError(
             f"native kernels need contiguous tensors, got strides {value.stride()} for shape {tuple(value.shape)}"

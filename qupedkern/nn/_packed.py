@@ -99,11 +99,11 @@ class PackedLayer(nn.Module):
 
     def weight_and_bias_for(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """What to multiply input with: for a half type beside float32 centers these are rounded, not the weight."""
-        if input.dtype in _HALVES and self.centers.dtype == torch.float32:
-            return self._dequantized(self.centers.to(input.dtype)), None if self.bias is None else self.bias.to(
-                input.dtype
-            )
-        return self.weight, self.bias
+        centers, bias = self.centers, self.bias
+        if input.dtype in _HALVES and centers.dtype == torch.float32:
+            centers = centers.to(input.dtype)  # type: ignore[assignment]
+            bias = None if bias is None else bias.to(input.dtype)  # type: ignore[assignment]
+        return self._dequantized(centers), bias
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
