@@ -87,6 +87,9 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
                 engine=experiment.engine,
                 workers=experiment.workers,
                 augment=chosen.data.augment,
+                dropout=experiment.dropout,
+                deadline=experiment.deadline,
+                quorum=experiment.quorum,
             )
             for name in experiment.names
         }

@@ -1,9 +1,9 @@
 """A run described in TOML: read into frozen dataclasses, every mistake named in one sentence.
 
-[experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, threads, engine,
-                        workers, out
+[experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, dropout, deadline,
+                        quorum, threads, engine, workers, out
 [data]                  name, augment, and how it is cut: the fields of data.Plan
-[[clients]]             count, architecture, bits, groups: one group of equal devices each
+[[clients]]             count, architecture, bits, groups, speed: one group of equal devices each
 [algorithms.<name>]     hyper-parameters of an algorithm, where they are not its defaults
 """
 
@@ -51,6 +51,9 @@ class Experiment:
     architecture: str = "mlp"
     algorithm: str = "quped"
     compare: tuple[str, ...] = ()
+    dropout: float = 0.0
+    deadline: float | None = None
+    quorum: float = 0.0
     threads: int = 1
     engine: str = "serial"
     workers: int | None = None
@@ -95,12 +98,15 @@ class Group:
     architecture: str = "mlp"
     bits: Bits = 2
     groups: Groups = "tensor"
+    speed: float = 1.0
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         _one_of("architecture", self.architecture, sorted(models.ARCHITECTURES))
         _one_of("bits", self.bits, BITS)
+        if not 0 < self.speed < float("inf"):
+            raise ValueError(f"speed must be positive and finite, got {self.speed}")
         if self.groups not in ("tensor", "channel") and (isinstance(self.groups, str) or self.groups < 1):
             raise ValueError(f"groups must be 'tensor', 'channel' or a block length, got {self.groups!r}")
 
@@ -115,9 +121,13 @@ class Config:
     algorithms: Mapping[str, Algorithm] = field(default_factory=dict)
 
     @property
-    def equipment(self) -> list[tuple[str, Bits, Groups]]:
-        """(architecture, bits, groups) of each client."""
-        return [(group.architecture, group.bits, group.groups) for group in self.clients for _ in range(group.count)]
+    def equipment(self) -> list[tuple[str, Bits, Groups, float]]:
+        """(architecture, bits, groups, speed) of each client."""
+        return [
+            (group.architecture, group.bits, group.groups, group.speed)
+            for group in self.clients
+            for _ in range(group.count)
+        ]
 
     def algorithm(self, name: str) -> Algorithm:
         """The algorithm of that name, with its defaults where the file says nothing."""

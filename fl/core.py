@@ -21,6 +21,7 @@ class Client:
 
     bits: 1..8, "ternary" or "float".  architecture: a key of models.ARCHITECTURES.
     groups: which weights share a row of centers, "tensor", "channel" or a block length, as in qk.quantize_.
+    speed: how fast it trains, for deadlines.
     """
 
     id: int
@@ -28,6 +29,7 @@ class Client:
     bits: Bits
     data: data.ClientData
     groups: Groups = "tensor"
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Job:
     num_classes: int
     evaluations: int | None = None
     augment: str = "none"
+    dropout: float = 0.0
+    deadline: float | None = None
+    quorum: float = 0.0
+    speeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Update:
 
 def make_clients(
     dataset: data.Dataset,
-    equipment: Sequence[tuple[str, Bits] | tuple[str, Bits, Groups]],
+    equipment: Sequence[tuple[str, Bits] | tuple[str, Bits, Groups, float]],
     classes_per_client: int | tuple[int, int] | None = None,
     seed: int = 0,
     fractions: tuple[float, float, float] = data.FRACTIONS,
@@ -103,7 +109,7 @@ def make_clients(
 ) -> list[Client]:
     """Clients over a data set that is split and partitioned by `seed`.
 
-    equipment: (architecture, bits) or (architecture, bits, groups) of each client; its length is their number.
+    equipment: (architecture, bits) or (architecture, bits, groups, speed) of each client; its length is their number.
     plan: how the data is cut; without one, classes_per_client random classes each.
     """
     if plan is None:
@@ -177,3 +183,10 @@ def aggregate(messages: Mapping[int, Message], weighted: bool = False) -> Tensor
 def payload_bytes(tensors: Tensors) -> int:
     """Bytes of the tensors' values as they are: what a message costs on the wire, without framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def float32_bytes(tensors: Tensors) -> int:
+    """payload_bytes of the same values with every float in 32 bits."""
+    return sum(
+        tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors.values()
+    )

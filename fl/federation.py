@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl import data, models
+from fl import cohort, data, models
 from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import Client, Job
@@ -33,6 +33,9 @@ class Federation:
     threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
     engine: "serial", one client after the other, or "pool", worker processes, to the same bits.  workers: of the pool;
     None: one for each processor.  augment: what training images go through, of data.AUGMENTATIONS.
+    dropout: chance that a drawn client fails in a round.  deadline: in median rounds of a client of speed 1, None: the
+    server waits; who takes longer keeps what it learned, and its message is not counted.  quorum: share of the drawn
+    clients that must be on time for the server to step.
     """
 
     algorithm: Algorithm
@@ -46,6 +49,9 @@ class Federation:
     engine: str = "serial"
     workers: int | None = None
     augment: str = "none"
+    dropout: float = 0.0
+    deadline: float | None = None
+    quorum: float = 0.0
 
     def __post_init__(self) -> None:
         if [client.id for client in self.clients] != list(range(len(self.clients))) or not self.clients:
@@ -71,6 +77,7 @@ class Federation:
         if self.augment not in data.AUGMENTATIONS:
             names = ", ".join(data.AUGMENTATIONS)
             raise ValueError(f"Federation: augment must be one of {names}, got {self.augment!r}")
+        cohort.check(self.job, len(self.clients))
         self.algorithm.check(self.job, self.clients)
 
     @property
@@ -86,6 +93,10 @@ class Federation:
             num_classes=1 + max(max(client.data.classes) for client in self.clients),
             evaluations=self.evaluations,
             augment=self.augment,
+            dropout=self.dropout,
+            deadline=self.deadline,
+            quorum=self.quorum,
+            speeds=cohort.speeds_of([client.speed for client in self.clients]),
         )
 
     def check(self, out: Path, *, resume: bool = False) -> bool:

@@ -248,7 +248,7 @@ def open_pool(
                 replace(client, data=ClientData(client.data.classes, nothing, nothing, nothing)) for client in clients
             ],
             data=share(shared / "data", data),
-            server=share(shared / "server", algorithm.start_server(job)),
+            server=share(shared / "server", algorithm.broadcast(job, algorithm.start_server(job))),
             shared=shared,
         )
         pool = Pool(brief, count)

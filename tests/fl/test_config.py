@@ -18,7 +18,7 @@ def parse(text: str) -> config.Config:
 def test_a_configuration_is_read_whole(config_text: str) -> None:
     chosen = parse(config_text)
     assert chosen.experiment.names == ("quped",)
-    assert chosen.equipment == [("mlp", 2, "tensor")] * 3
+    assert chosen.equipment == [("mlp", 2, "tensor", 1.0)] * 3
     assert chosen.data.classes_per_client == (4, 5)
     assert chosen.algorithm("quped") == algorithms.QuPeD(distill=0.3)
     assert chosen.algorithm("local") == algorithms.Local()
@@ -28,7 +28,7 @@ def test_clients_may_be_one_table_or_groups(config_text: str) -> None:
     one = config_text.replace("[[clients]]", "[clients]")
     assert parse(one) == parse(config_text)
     more = parse(config_text + '\n[[clients]]\ncount = 1\narchitecture = "cnn"\nbits = "ternary"\ngroups = "channel"\n')
-    assert more.equipment == [("mlp", 2, "tensor")] * 3 + [("cnn", "ternary", "channel")]
+    assert more.equipment == [("mlp", 2, "tensor", 1.0)] * 3 + [("cnn", "ternary", "channel", 1.0)]
 
 
 def test_the_command_line_overrides_and_an_algorithm_given_there_runs_alone(config_text: str) -> None:
@@ -41,7 +41,7 @@ def test_the_command_line_overrides_and_an_algorithm_given_there_runs_alone(conf
 
 def test_the_quickstart_is_what_it_promises() -> None:
     chosen = config.load(QUICKSTART)
-    architectures, bits, _ = zip(*chosen.equipment, strict=True)
+    architectures, bits, _, _ = zip(*chosen.equipment, strict=True)
     assert len(chosen.equipment) >= 10
     assert set(bits) == {1, 2, 4}
     assert set(architectures) == {"mlp", "cnn"}
