@@ -99,6 +99,7 @@ def test_a_packed_model_that_is_wrong_or_not_all_packed_gets_no_time() -> None:
     [
         ("weights", lambda: MLP(32, 2), model_cases._normal(1, 32)),
         ("network", lambda: nn.Sequential(nn.Conv2d(3, 8, 3)), model_cases._normal(2, 3, 6, 6)),
+        ("embedding", lambda: nn.Sequential(nn.Embedding(40, 8)), model_cases._tokens(10, 40)),
     ],
 )
 def test_a_row_has_both_models_and_where_weights_dominate_the_kernels(
