@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from fl import data, models
 from fl.algorithms import BY_NAME, Algorithm
 from fl.core import Bits, Groups
+from fl.engines import ENGINES
 from fl.errors import ConfigError
-from fl.federation import ENGINES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -154,6 +154,14 @@ def load(path: Path) -> Config:
     except (OSError, ValueError) as error:
         raise ConfigError(f"config: {path} must be a readable TOML file, got: {error}") from error
     return parse(content, str(path))
+
+
+def loads(text: str, source: str = "config") -> Config:
+    """A configuration from a file's text, as load reads it."""
+    try:
+        return parse(tomllib.loads(text), source)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config: {source} must be TOML, got: {error}") from error
 
 
 def parse(content: Mapping[str, Any], source: str = "config") -> Config:

@@ -65,7 +65,7 @@ def run(
     checkpoint = Checkpoint(directory, description)
     continued = checkpoint.check(resume)
     if continued and checkpoint.finished:
-        return _load_result(algorithm, directory)
+        return load_result(algorithm, directory)
     threads = checkpoint.threads if continued else threads
     with _thread_count(threads):
         snapshot = checkpoint.load() if continued else None
@@ -196,7 +196,7 @@ def _finish(
     return result
 
 
-def _load_result(algorithm: Algorithm, directory: Path) -> RunResult:
+def load_result(algorithm: Algorithm, directory: Path) -> RunResult:
     """The result of a run that had finished before."""
     summary = json.loads((directory / "summary.json").read_text())
     lines = (directory / "records.jsonl").read_text().splitlines()
