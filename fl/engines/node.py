@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,7 +49,8 @@ class Node:
         order: verb "step", "score" or "ship", job, round (index), at: by client the round of its state or null.
         """
         torch.set_num_threads(self.threads)
-        job = Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in order["job"].items()})
+        fields: dict[str, Any] = order["job"]
+        job = Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
         answers: dict[str, Json] = {}
         messages: dict[int, Tensors] = {}
         try:
