@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -172,6 +172,12 @@ def launch(op: str, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     Uses torch.get_num_threads() threads; the bits of the result do not depend on it. ValueError for codes out of range.
     """
     _kernels()[op][0](torch.get_num_threads(), *map(_pass, args), *map(_pass, outputs))
+
+
+def bind(op: str, args: tuple[Any, ...]) -> Callable[[Tensor], None]:
+    """launch for arguments that stay where they are and an op with one output; the caller keeps them alive."""
+    run, passed = _kernels()[op][0], tuple(map(_pass, args))
+    return lambda output: run(torch.get_num_threads(), *passed, _pass(output))
 
 
 def describe() -> str:

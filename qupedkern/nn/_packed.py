@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qupedkern.ops import unpack_codes
-from qupedkern.ops._define import call
+from qupedkern.ops._bound import Bound
 
 from ._codes import codes_problem, pieces_of
 
@@ -48,6 +48,7 @@ class PackedLayer(nn.Module):
         self.bits = (centers.shape[-1] - 1).bit_length()
         self.weight_shape = tuple(plain.weight.shape)
         self._stored_shape = list(self.by_rows(plain.weight).shape)
+        self._dequantize = Bound("dequantize_packed")
 
     @classmethod
     def _empty(cls, arguments: Mapping[str, Any]) -> nn.Module:
@@ -95,7 +96,7 @@ class PackedLayer(nn.Module):
         return self._dequantized(self.centers)
 
     def _dequantized(self, centers: Tensor) -> Tensor:
-        return self.like_weight(call("dequantize_packed", self.packed, centers, self.bits, self._stored_shape))
+        return self.like_weight(self._dequantize(self.packed, centers, self.bits, self._stored_shape))
 
     def weight_and_bias_for(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """What to multiply input with: for a half type beside float32 centers these are rounded, not the weight."""

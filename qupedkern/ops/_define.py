@@ -85,7 +85,7 @@ def _run(op: Op, given: tuple[Any, ...]) -> Any:
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def _watched(args: tuple[Any, ...]) -> bool:
+def watched(args: tuple[Any, ...]) -> bool:
     """Whether anything but the caller must see this call: autograd, a compiler, a transform, a mode or a tensor subclass."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
@@ -103,7 +103,7 @@ def call(name: str, *args: Any) -> Any:
 
     For layers, which call with arguments they have checked once; without lists of tensors.
     """
-    if torch.compiler.is_compiling() or _watched(args):
+    if torch.compiler.is_compiling() or watched(args):
         return getattr(torch.ops.qupedkern, name)(*args)
     return _run(OPS[name], args)
 
