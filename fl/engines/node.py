@@ -49,8 +49,9 @@ class Node:
         order: verb "step", "score" or "ship", job, round (index), at: by client the round of its state or null.
         """
         torch.set_num_threads(self.threads)
-        fields: dict[str, Any] = order["job"]
-        job = Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        given: dict[str, Any] = dict(order["job"])
+        given |= {key: tuple(value) for key, value in given.items() if isinstance(value, list)}
+        job = Job(**given)
         answers: dict[str, Json] = {}
         messages: dict[int, Tensors] = {}
         try:
