@@ -121,7 +121,7 @@ def torchao_intx(weight: Tensor, bits: int) -> Contender:
     granularity = _imported("torchao.quantization.granularity").PerGroup(GROUP)
     if weight.shape[1] % GROUP:
         raise Unavailable(f"torchao needs rows of whole groups of {GROUP} weights, got {weight.shape[1]}")
-    layer = torch.nn.Sequential(torch.nn.Linear(*reversed(weight.shape), bias=False, device="meta"))
+    layer = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
     layer[0].weight = torch.nn.Parameter(weight, requires_grad=False)
     config = quantization.IntxWeightOnlyConfig(
         weight_dtype=getattr(torch, f"int{bits}"),

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qupedkern as qk
+from qupedkern.nn import PackedLinear
 from qupedkern.ops import OPS
 
 from . import machine
@@ -73,6 +74,7 @@ def _kernels(model: nn.Module, x: Tensor) -> Callable[[], None]:
     """The native calls of the model's linear layers, on the inputs they have in it, outputs allocated beforehand."""
     calls = []
     for layer, given in products(model, x):
+        assert isinstance(layer, PackedLinear)
         arguments = (
             given,
             layer.packed,
