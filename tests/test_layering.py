@@ -15,7 +15,7 @@ from qupedkern.ops import OPS
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 NATIVE = re.compile(r"^qupedkern\._C_")
-INFRASTRUCTURE = {"lut_regimes", "lut_tiles", "parallel"}  # csrc/cpu/*.cpp that is no kernel
+INFRASTRUCTURE = {"lut_bf16", "lut_regimes", "lut_tiles", "parallel"}  # csrc/cpu/*.cpp that is no kernel
 
 # Part -> what it must not import, by the start of a module's full name. Parts are folders or files.
 FORBIDDEN: dict[str, tuple[str, ...]] = {

@@ -1,5 +1,7 @@
 // lut_linear: y = x W^T + b with W = table[code]: checks, and the choice of the kernel.
 
+#include <type_traits>
+
 #include "../kernels.h"
 #include "bit_stream.h"
 #include "code_check.h"
@@ -28,10 +30,15 @@ void check_codes(int threads, const LutWeights& w) {
 }
 
 template <int Bits, class T>
-void run(int threads, const LutCall<T>& call, const TensorView& x, const TensorView& out) {
+void run(int threads, const LutCall<T>& call) {
   const bool spare = call.weights.levels < 1 << Bits;
   [[maybe_unused]] HighestCode highest;
-  switch (lut_form(call.weights, Bits, call.batch)) {
+  constexpr bool kBfloat16 = std::is_same_v<T, bfloat16>;
+  const LutForm form = lut_form(call.weights, Bits, call.batch, kBfloat16 && pairs_fit(call.weights));
+  if (spare && (form == LutForm::tiles || form == LutForm::pairs)) {
+    check_codes<Bits>(threads, call.weights);
+  }
+  switch (form) {
     case LutForm::sums:
       if constexpr (Bits <= 2) {
         SumsKernel<Bits>::run(threads, call, spare ? &highest : nullptr);
@@ -43,10 +50,12 @@ void run(int threads, const LutCall<T>& call, const TensorView& x, const TensorV
       }
       break;
     case LutForm::tiles:
-      if (spare) {
-        check_codes<Bits>(threads, call.weights);
+      lut_tiles(threads, Bits, call);
+      break;
+    case LutForm::pairs:
+      if constexpr (kBfloat16) {
+        lut_tiles_bf16(threads, Bits, call);
       }
-      lut_tiles(threads, call.weights, Bits, call.bias, call.batch, x, out, nullptr);
       break;
   }
   check_codes_below_levels(kOp, highest, call.weights.levels);
@@ -84,8 +93,7 @@ void lut_linear(int threads, View x, View packed, View centers, const std::optio
              std::to_string(table.levels));
     for_float_type(x.dtype, [&](auto value) {
       using T = decltype(value);
-      run<Bits>(threads, LutCall<T>{weights, bias ? bias->as<float>() : nullptr, batch, x.as<T>(), out.as<T>()}, x,
-                out);
+      run<Bits>(threads, LutCall<T>{weights, bias ? bias->as<float>() : nullptr, batch, x.as<T>(), out.as<T>()});
     });
   });
 }

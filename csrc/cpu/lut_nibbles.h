@@ -62,6 +62,26 @@ QK_HD __m512i spread(const float* words) {
   return _mm512_ternarylogic_epi32(low(0x0f0f0f0f), codes, _mm512_slli_epi32(codes, 4 - Bits), kChoose);
 }
 
+// to[i][l]: word i of sixteen rows that lie `stride` bytes apart; count is a multiple of four.
+inline void transpose_streams(const uint8_t* from, ptrdiff_t stride, int count, float* to) {
+  int i = 0;
+  for (; i + kVec <= count; i += kVec) {
+    __m512i rows[kVec];
+#pragma GCC unroll 16
+    for (int r = 0; r < kVec; ++r) {
+      rows[r] = _mm512_loadu_si512(from + r * stride + 4 * i);
+    }
+    transpose_registers(rows);
+#pragma GCC unroll 16
+    for (int r = 0; r < kVec; ++r) {
+      _mm512_store_si512(to + (i + r) * kVec, rows[r]);
+    }
+  }
+  for (; i < count; i += 4) {
+    transpose_words(from + 4 * i, stride, to + i * kVec, kVec);
+  }
+}
+
 // to[i][l]: word i of row `row` + l, for codes [begin, begin + count); rows past `rows` are code 0.
 template <int Bits, int Depth>
 void nibble_words(const LutWeights& w, int64_t row, int rows, int64_t begin, int count, float* to) {
@@ -69,11 +89,9 @@ void nibble_words(const LutWeights& w, int64_t row, int rows, int64_t begin, int
   if (rows == kVec && row_bits % 8 == 0 &&
       count % 128 == 0) {  // four words of the stream hold 32, 64, 128 codes or 128 / 3
     const uint8_t* from = w.packed + row * (row_bits / 8) + begin * Bits / 8;
-    alignas(64) float stream[Bits < kNibbleBits ? Depth / 32 * Bits * kVec : 1];
+    alignas(64) float stream[std::max(Depth / 32 * Bits, kVec) * kVec];
     float* words = Bits < kNibbleBits ? stream : to;
-    for (int i = 0; i < count / 32 * Bits; i += 4) {
-      transpose_words(from + 4 * i, row_bits / 8, words + i * kVec, kVec);
-    }
+    transpose_streams(from, row_bits / 8, count / 32 * Bits, words);
     if constexpr (Bits < kNibbleBits) {
       for (int i = 0; i < count / 32; ++i, words += Bits * kVec, to += 4 * kVec) {
         _mm512_storeu_si512(to, spread<Bits, 0>(words));
@@ -98,10 +116,11 @@ void nibble_words(const LutWeights& w, int64_t row, int rows, int64_t begin, int
   }
 }
 
-// Whether each row has one table for every kRun codes that begin at a multiple of kRun.
-constexpr int kRun = 128;
-inline bool one_table_a_run(const LutWeights& w) {
-  return w.length % w.in_features == 0 || (w.in_features % w.length == 0 && w.length % kRun == 0);
+// Codes of a row that are looked up together, and whether at most kMostTables tables belong to them.
+constexpr int kRun = 128, kMostTables = 16;
+inline bool few_tables_a_run(const LutWeights& w) {
+  return w.length % w.in_features == 0 ||
+         (w.in_features % w.length == 0 && (w.length % kRun == 0 || (kRun % w.length == 0 && w.length % 8 == 0)));
 }
 
 // Rows with tables of their own: each is looked up along k, sixteen words at a time, and the results are transposed.
@@ -110,24 +129,43 @@ inline bool one_table_a_run(const LutWeights& w) {
 template <int Bits, class Lookup>
 void look_up_lines(const LutWeights& w, int64_t row, int rows, int64_t begin, int count, float* to) {
   constexpr int kSteps = Lookup::kSteps;
-  alignas(64) uint32_t line[kVec] = {};
-  alignas(64) float strip[kSteps][kVec][kVec];
+  const int length = static_cast<int>(std::min<int64_t>(w.length, kRun));  // of a table's codes within a run
+  alignas(64) uint32_t lines[kVec][kVec] = {};
+  __m512i tables[kMostTables][kVec];
   for (int run = 0; run < count; run += kRun) {
     const int part = std::min(kRun, count - run);
     for (int r = 0; r < rows; ++r) {
       const int64_t code = (row + r) * w.in_features + begin + run;
-      const Lookup table(w.table_of(code), w.levels);
-      nibble_line<Bits>(w, code, part, line);
-      __m512i words = _mm512_load_si512(line);
-      for (int j = 0; j < kSteps; ++j) {
-        _mm512_store_si512(strip[j][r], table[words]);
-        words = _mm512_srli_epi32(words, kNibbleBits);
+      nibble_line<Bits>(w, code, part, lines[r]);
+      for (int t = 0; t * length < part; ++t) {
+        tables[t][r] = Lookup(w.table_of(code + t * length), w.levels).v;
       }
     }
-    for (int i = 0; i < (part + 7) / 8; i += 4) {
-      float* vectors = to + (run / 8 + i) * kSteps * kVec;
-      for (int j = 0; j < kSteps; ++j) {
-        transpose_words(strip[j][0] + i, sizeof strip[j][0], vectors + j * kVec, kSteps * kVec);
+    for (int r = rows; r < kVec; ++r) {
+      for (int t = 0; t * length < part; ++t) {
+        tables[t][r] = _mm512_setzero_si512();
+      }
+    }
+    for (int j = 0; j < kSteps; ++j) {
+      const __m128i shift = _mm_cvtsi32_si128(j * kNibbleBits);
+      __m512i values[kVec];
+#pragma GCC unroll 16
+      for (int r = 0; r < kVec; ++r) {
+        values[r] = Lookup::look_up(tables[0][r], _mm512_srl_epi32(_mm512_load_si512(lines[r]), shift));
+      }
+      for (int t = 1; t * length < part; ++t) {
+        const __mmask16 words = static_cast<__mmask16>(0xffffu << (t * length / 8));
+#pragma GCC unroll 16
+        for (int r = 0; r < kVec; ++r) {
+          const __m512i codes = _mm512_srl_epi32(_mm512_load_si512(lines[r]), shift);
+          values[r] = _mm512_mask_mov_epi32(values[r], words, Lookup::look_up(tables[t][r], codes));
+        }
+      }
+      transpose_registers(values);
+      float* vectors = to + (run / 8 * kSteps + j) * kVec;
+#pragma GCC unroll 16
+      for (int i = 0; i < kVec; ++i) {
+        _mm512_store_si512(vectors + i * kSteps * kVec, values[i]);
       }
     }
   }

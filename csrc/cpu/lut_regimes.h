@@ -12,7 +12,7 @@ namespace qk::cpu {
 void set_batch_invariant(bool pinned);  // for the whole process
 bool batch_invariant();
 
-enum class LutForm { sums, rows, tiles };
+enum class LutForm { sums, rows, tiles, pairs };
 
 constexpr int kWordCodes = 8;     // codes that fill whole bytes
 constexpr int kChunkCodes = 128;  // codes that rows look up in one table
@@ -35,16 +35,22 @@ constexpr int64_t kAny = INT64_MAX;
 constexpr int64_t kMostSums[5] = {0, kAny, kAny};
 constexpr int64_t kMostRows[5] = {0, 6, 6, 6, 6};
 
-inline LutForm lut_form(const LutWeights& w, int64_t bits, int64_t batch) {
+constexpr int64_t kFewestPairs = 4;  // rows of x from which bfloat16 pairs are faster than either
+
+// pairs: whether tiles can multiply pairs of bfloat16.
+inline LutForm lut_form(const LutWeights& w, int64_t bits, int64_t batch, bool pairs) {
   const bool empty = w.in_features * w.out_features * batch == 0;
   const int64_t least = batch_invariant() ? 1 : batch;  // what one row of x gets is for all
+  if (pairs && least >= kFewestPairs) {
+    return LutForm::pairs;
+  }
   if (!empty && sums_fit(w, bits) && least <= kMostSums[bits]) {
     return LutForm::sums;
   }
   if (!empty && rows_fit(w, bits) && least <= kMostRows[bits]) {
     return LutForm::rows;
   }
-  return LutForm::tiles;
+  return pairs ? LutForm::pairs : LutForm::tiles;
 }
 
 }  // namespace qk::cpu

@@ -11,12 +11,10 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
 
 #include "bit_stream.h"
-#include "code_check.h"
+#include "lut_output.h"
 #include "lut_transpose.h"
-#include "lut_weights.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -29,9 +27,21 @@ constexpr int64_t kMostBatchRows = 480;  // rows of x multiplied with a source b
 // What a product reads of W: vectors of weights, or codes and the table they share.
 struct LutSource {
   float* vectors;
-  bool looked_up;  // vectors are weights
+  bool looked_up;     // vectors are weights
+  const void* ahead;  // the bytes of the next source, in sixteen rows `apart` bytes apart
+  ptrdiff_t apart;
   alignas(64) float table[kVec];
 };
+
+// A product asks for one line of the next source every eight codes. They lie in as many places as there are rows, which
+// no hardware prefetcher sees, and more requests at once than there are buffers for misses would hold the products up.
+// An address behind the end of the codes is only asked for.
+QK_HD void prefetch_ahead(const LutSource& source, int codes) {
+#if defined(__GNUC__)
+  const ptrdiff_t eight = codes / 8;
+  __builtin_prefetch(static_cast<const char*>(source.ahead) + eight % kVec * source.apart + eight / kVec * 64);
+#endif
+}
 
 // sums[m][lane] (+)= the products of `depth` codes; begins anew where `first`.
 using LutProduct = void (*)(const LutSource& source, const float* x, int depth, bool first, float* sums);
@@ -42,15 +52,6 @@ struct Panels {
   Panels(int64_t batch_, int tall) : batch(batch_), count((batch_ + tall - 1) / tall) {}
   int64_t begin(int64_t panel) const { return panel * (batch / count) + std::min(panel, batch % count); }
   int tall(int64_t panel) const { return static_cast<int>(begin(panel + 1) - begin(panel)); }
-};
-
-template <class T>
-struct LutCall {
-  LutWeights weights;
-  const float* bias;     // null for none
-  const T* x;            // [batch, K]
-  T* out;                // [batch, N]
-  HighestCode* highest;  // null where every code has a center; then the others give NaN
 };
 
 // The first `count` lanes.
@@ -76,58 +77,6 @@ inline void lay_out_words(const float (*rows)[kVec], int tall, int steps, float*
   }
 }
 
-// The highest code of row `row`.
-template <int Bits>
-int highest_code_of_row(const LutWeights& w, int64_t row) {
-  int highest = -1;
-  const int64_t begin = row * w.in_features * Bits, end = begin + w.in_features * Bits;
-  for (int64_t bit = begin; bit < end; bit += Bits) {
-    unsigned word = w.packed[bit / 8];
-    if (bit % 8 + Bits > 8) {
-      word |= static_cast<unsigned>(w.packed[bit / 8 + 1]) << 8;
-    }
-    highest = std::max(highest, static_cast<int>((word >> (bit % 8)) & ((1u << Bits) - 1u)));
-  }
-  return highest;
-}
-
-// Sixteen or fewer rows of W: sums [batch][16] to out, from batch row `from` on.
-template <int Bits, class T>
-void write_sums(const LutCall<T>& call, const float* sums, int64_t row, int rows, int64_t from, int64_t batch) {
-  const Vec bias = call.bias ? load_some(call.bias + row, rows) : splat(0.0f);
-  T* out = call.out + from * call.weights.out_features + row;
-  Mask nan = splat(0.0f) != splat(0.0f);
-  for (int64_t b = 0; b < batch; ++b, sums += kVec, out += call.weights.out_features) {
-    const Vec sum = load(sums);
-    nan = nan | (sum != sum);
-    const Vec y = call.bias ? sum + bias : sum;
-    if (rows == kVec) {
-      store(y, out);
-    } else {
-      store_some(y, rows, out);
-    }
-  }
-  if (call.highest && any(nan)) {
-    for (int r = 0; r < rows; ++r) {
-      call.highest->see(highest_code_of_row<Bits>(call.weights, row + r));
-    }
-  }
-}
-
-// Asks for the bytes that hold codes [begin, begin + Depth) of `rows` rows: they come from as many places, which no
-// hardware prefetcher sees. Addresses behind the end are not touched.
-template <int Bits, int Depth>
-void prefetch_codes(const LutWeights& w, int64_t row, int rows, int64_t begin) {
-#if defined(__GNUC__)
-  for (int64_t r = row; r < std::min(row + rows, w.out_features); ++r) {
-    const uint8_t* from = w.packed + (r * w.in_features + begin) * Bits / 8;
-    for (int byte = 0; byte < Depth * Bits / 8; byte += 64) {
-      __builtin_prefetch(from + byte);
-    }
-  }
-#endif
-}
-
 template <class Kind, int Bits, class T>
 void run_task(const LutCall<T>& call, int64_t row, int64_t rows, const Panels& panels, int64_t from, const float* x,
               float* scratch) {
@@ -147,9 +96,12 @@ void run_task(const LutCall<T>& call, int64_t row, int64_t rows, const Panels& p
       const int tall = panels.tall(p);
       const float* panel = x + panels.begin(p) * words + k / 8 * Kind::kSteps * tall;
       for (int s = 0; s < sources; ++s) {
+        source[s].ahead = source[s].vectors;
+        source[s].apart = 0;
         if (p == 0) {
-          const bool more = k + Kind::kDepth < w.in_features;
-          prefetch_codes<Bits, Kind::kDepth>(w, row + s * kVec + (more ? 0 : rows), kVec, more ? k + Kind::kDepth : 0);
+          const int64_t next = k + Kind::kDepth < w.in_features ? k + Kind::kDepth : rows * w.in_features;
+          source[s].ahead = w.packed + ((row + s * kVec) * w.in_features + next) * Bits / 8;
+          source[s].apart = w.in_features * Bits / 8;
         }
         Kind::product(source[s], tall)(source[s], panel, depth, k == 0,
                                        sums + (s * panels.batch + panels.begin(p)) * kVec);
@@ -157,21 +109,22 @@ void run_task(const LutCall<T>& call, int64_t row, int64_t rows, const Panels& p
     }
   }
   for (int s = 0; s < sources; ++s) {
-    write_sums<Bits>(call, sums + s * panels.batch * kVec, row + s * kVec, rows_of_source(s), from, panels.batch);
+    write_sums<Bits>(call, sums + s * panels.batch * kVec, kVec, row + s * kVec, rows_of_source(s), from, panels.batch,
+                     nullptr);
   }
 }
 
 template <class Kind, class T>
-void run_tiles(int threads, int64_t bits, const LutCall<T>& call, int64_t batch) {
+void run_tiles(int threads, int64_t bits, const LutCall<T>& call) {
   const LutWeights& w = call.weights;
-  const int64_t words = (w.in_features + 7) / 8 * Kind::kSteps, block = std::min(batch, kMostBatchRows);
-  const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(block * words)]);
-  float* x = memory.get();
+  const int64_t words = (w.in_features + 7) / 8 * Kind::kSteps, block = std::min(call.batch, kMostBatchRows);
+  Scratch<2> laid_out(block * words);
+  float* x = laid_out.data();
   // Fewer rows a task where there would not be a few tasks for every thread.
   const int64_t sources = (w.out_features + kVec - 1) / kVec;
   const int64_t task = kVec * std::clamp<int64_t>(sources / (4 * threads), 1, kSources);
-  for (int64_t from = 0; from < batch; from += block) {
-    const Panels panels(std::min(block, batch - from), Kind::kTall);
+  for (int64_t from = 0; from < call.batch; from += block) {
+    const Panels panels(std::min(block, call.batch - from), Kind::kTall);
     parallel_for(threads, panels.count, std::max<int64_t>(kGrain / (Kind::kTall * words + 1), 1),
                  [&](int64_t first, int64_t last) {
                    for (int64_t p = first; p < last; ++p) {
@@ -184,11 +137,10 @@ void run_tiles(int threads, int64_t bits, const LutCall<T>& call, int64_t batch)
       const int64_t tasks = (w.out_features + task - 1) / task;
       const int64_t grain = std::max<int64_t>(kGrain * kVec / (task * (w.in_features + 1) * panels.batch), 1);
       parallel_for(threads, tasks, grain, [&](int64_t first, int64_t last) {
-        const size_t sums = static_cast<size_t>(panels.batch * kSources * kVec);
-        const std::unique_ptr<float[]> scratch(new float[kSources * kSourceVectors * kVec + sums + kVec]);
-        float* aligned = scratch.get() + (64 - reinterpret_cast<uintptr_t>(scratch.get()) % 64) % 64 / sizeof(float);
+        Scratch<3> scratch(kSources * (kSourceVectors + panels.batch) * kVec);
         for (int64_t t = first; t < last; ++t) {
-          run_task<Kind, Bits>(call, t * task, std::min(task, w.out_features - t * task), panels, from, x, aligned);
+          run_task<Kind, Bits>(call, t * task, std::min(task, w.out_features - t * task), panels, from, x,
+                               scratch.data());
         }
       });
     });

@@ -59,6 +59,9 @@ void multiply_vectors(const LutSource& source, const float* x, int depth, bool f
   Vec total[Tall];
   clear(total);
   for (int k = 0; k < depth; ++k, x += Tall) {
+    if (k % 8 == 0) {
+      prefetch_ahead(source, k);
+    }
     multiply_add(x, load(source.vectors + k * kVec), total);
   }
   add_sums(total, first, sums);
@@ -71,6 +74,7 @@ void look_up_and_multiply(const LutSource& source, const float* x, int depth, bo
   Vec total[Tall];
   clear(total);
   for (int k = 0; k < depth; k += 8) {
+    prefetch_ahead(source, k);
     __m512i words = _mm512_loadu_si512(source.vectors + k / 8 * kVec);
     const int count = std::min(8, depth - k);
     for (int i = 0; i < count; ++i, x += Tall) {
@@ -92,9 +96,10 @@ constexpr std::array<LutProduct, sizeof...(Tall)> products(bool looked_up, std::
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 struct FloatLookup {
   static constexpr int kSteps = 8;
-  __m512 v;
-  FloatLookup(const float* centers, int levels) : v(CodeTable<kNibbleBits>(centers, levels).v[0]) {}
-  QK_HD __m512i operator[](__m512i words) const { return _mm512_castps_si512(_mm512_permutexvar_ps(words, v)); }
+  __m512i v;
+  FloatLookup(const float* centers, int levels)
+      : v(_mm512_castps_si512(CodeTable<kNibbleBits>(centers, levels).v[0])) {}
+  QK_HD static __m512i look_up(__m512i table, __m512i words) { return _mm512_permutexvar_epi32(words, table); }
 };
 #endif
 
@@ -128,7 +133,7 @@ struct FloatProducts {
         nibble_words<Bits, kDepth>(w, row, rows, begin, depth, source.vectors);
         return;
       }
-      if (one_table_a_run(w)) {
+      if (few_tables_a_run(w)) {
         look_up_lines<Bits, FloatLookup>(w, row, rows, begin, depth, source.vectors);
         return;
       }
@@ -146,12 +151,13 @@ struct FloatProducts {
 
 }  // namespace
 
-void lut_tiles(int threads, const LutWeights& weights, int64_t bits, const float* bias, int64_t batch,
-               const TensorView& x, const TensorView& out, HighestCode* highest) {
-  for_float_type(x.dtype, [&](auto value) {
-    using T = decltype(value);
-    run_tiles<FloatProducts>(threads, bits, LutCall<T>{weights, bias, x.as<T>(), out.as<T>(), highest}, batch);
-  });
+template <class T>
+void lut_tiles(int threads, int64_t bits, const LutCall<T>& call) {
+  run_tiles<FloatProducts>(threads, bits, call);
 }
+
+template void lut_tiles(int, int64_t, const LutCall<float>&);
+template void lut_tiles(int, int64_t, const LutCall<bfloat16>&);
+template void lut_tiles(int, int64_t, const LutCall<float16>&);
 
 }  // namespace qk::cpu

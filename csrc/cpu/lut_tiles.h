@@ -4,15 +4,19 @@
 
 #include <cstdint>
 
-#include "../tensor_view.h"
-#include "code_check.h"
-#include "lut_weights.h"
+#include "lut_output.h"
 
 namespace qk::cpu {
 
-// out [batch, N] = x [batch, K] W^T + bias; x and out of one type, sums in float32. bias null for none, highest null
-// where every code has a center; a code that has none may go unseen in a batch of no rows.
-void lut_tiles(int threads, const LutWeights& weights, int64_t bits, const float* bias, int64_t batch,
-               const TensorView& x, const TensorView& out, HighestCode* highest);
+// Sums in float32. Codes that have no center give NaN.
+template <class T>
+void lut_tiles(int threads, int64_t bits, const LutCall<T>& call);
+
+// The same by products of bfloat16 pairs, for weights that pairs_fit: centers, x and sums below 2^-126 count as zero.
+void lut_tiles_bf16(int threads, int64_t bits, const LutCall<bfloat16>& call);
+
+// Whether the processor has such products, QUPEDKERN_DISABLE does not name them (avx512_bf16), and every center is a
+// bfloat16 value.
+bool pairs_fit(const LutWeights& weights);
 
 }  // namespace qk::cpu

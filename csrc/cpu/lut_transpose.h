@@ -34,6 +34,34 @@ QK_HD void transpose_words(const void* from, ptrdiff_t stride, float* to, ptrdif
   _mm512_storeu_si512(to + 3 * step, _mm512_unpackhi_epi64(ab_high, cd_high));
 }
 
+// Lane j of row i to lane i of row j, in registers: each line of memory is then read once, wherever the rows lie.
+QK_HD void transpose_registers(__m512i (&row)[kVec]) {
+  __m512i pair[kVec];
+#pragma GCC unroll 16
+  for (int i = 0; i < kVec; i += 2) {
+    pair[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    pair[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kVec; i += 4) {  // row[i + j]: word j of every 16 bytes, of rows i to i + 3
+    row[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+    row[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+    row[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+    row[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < 4; ++j) {
+    const __m512i even_low = _mm512_shuffle_i32x4(row[j], row[4 + j], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(row[j], row[4 + j], 0xdd);
+    const __m512i even_high = _mm512_shuffle_i32x4(row[8 + j], row[12 + j], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(row[8 + j], row[12 + j], 0xdd);
+    row[j] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+    row[4 + j] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+    row[8 + j] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
+    row[12 + j] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
 #elif defined(__AVX2__) && defined(__FMA__)
 
 QK_HD __m256i gather_rows(const char* from, ptrdiff_t apart) {

@@ -15,7 +15,8 @@ from qupedkern.ops._define import mutated, output_hook, tensors_of
 from qupedkern.ops._rows import compute_dtype
 from qupedkern.ops.hard_quantize import nearest
 
-from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, with_output_rounding
+from . import step_tolerances as step_tolerances  # adds to BOUNDS
+from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, smallest_of, undecided, with_output_rounding
 
 # Decisions and moves of bits: the same bits from every backend.
 BITWISE = (
@@ -178,7 +179,7 @@ def check(op: str, args: tuple[Any, ...], backend: str) -> None:
     if got is None:
         return
     dtype = compute_type(args)
-    u, eta = ROUNDOFF[dtype], SMALLEST[dtype]
+    u, eta = ROUNDOFF[dtype], smallest_of(op, args, dtype)
     wide = upcast(args)
     bounds = BOUNDS[op](*wide, u=u, eta=eta)
     wide = unshared(op, wide)
