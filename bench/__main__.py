@@ -82,7 +82,7 @@ def time_and_show(options: argparse.Namespace) -> None:
     stored = RESULTS / f"{options.module.replace('_', '-')}.jsonl"
     path = options.out or (None if options.quick and not options.show else stored)
     if options.show:
-        found = [row for row in records.read(path) if _chosen(row, options)]
+        found = [row for row in records.read(options.out or stored) if _chosen(row, options)]
     else:
         found = runs.in_processes(options.arguments, options.runs)
         if path is not None:
@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "linear":
             timing.add_argument("--batch", dest="batches", type=_numbers, metavar="NUMBERS", help="rows of the input")
             timing.add_argument("--dtypes", type=_names, metavar="NAMES", help="of the input: float32, bfloat16")
-    tasks = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
-    tasks = tasks.add_subparsers(dest="task", required=True)
+    training = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
+    tasks = training.add_subparsers(dest="task", required=True)
     _add_timing(tasks.add_parser("resnet20", help="a step by phase, by method"), RESNET20, "ResNet-20, ResNet-8")
     train = tasks.add_parser("digits", help="accuracy of Algorithm 1 at equal gradient evaluations")
     train.add_argument("--seeds", type=int, default=5)

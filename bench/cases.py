@@ -59,6 +59,8 @@ def _table(work: Workload, m: int) -> dict[str, tuple[tuple[Call, ...], float]]:
     x, c, P, g = case.xs[0], case.centers[0], case.sharpness[0], case.grads[0]
     codes, bits = qk.assign(x, c), (m - 1).bit_length()
     packed, strength = qk.pack_codes(codes, bits), torch.tensor([STRENGTH])
+    matrix = [len(x), x.numel() // len(x)]
+    each_row = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     moved = c + 0.1 * c.diff().min()
 
     def centers(method: str) -> tuple[tuple[Call, ...], float]:
@@ -80,6 +82,11 @@ def _table(work: Workload, m: int) -> dict[str, tuple[tuple[Call, ...], float]]:
         "prox_centers, exact": centers("exact"),
         "pack_codes": ((("pack_codes", (codes, bits)),), 1 + bits / 8),
         "unpack_codes": ((("unpack_codes", (packed, bits, list(x.shape))),), 1 + bits / 8),
+        "dequantize_packed": ((("dequantize_packed", (packed, c, bits, matrix)),), 4 + bits / 8),
+        "packed_embedding": (
+            (("packed_embedding", (each_row, packed, c, bits, matrix)),),
+            4 + bits / 8 + 8 / matrix[1],
+        ),
     }
 
 
@@ -96,6 +103,8 @@ OP_NAMES = (
     "prox_centers, exact",
     "pack_codes",
     "unpack_codes",
+    "dequantize_packed",
+    "packed_embedding",
 )
 
 

@@ -149,13 +149,18 @@ def _tests_of(op: str, examples: int, seconds: float) -> tuple[str, int, str]:
     return op, done.returncode, done.stdout + done.stderr
 
 
+def _before(end: float, op: str, examples: int) -> tuple[str, int, str]:
+    """_tests_of in what time is left once a worker takes the job."""
+    return _tests_of(op, examples, end - time.monotonic())
+
+
 def correctness(run: Run, log: Path) -> None:
     """The property tests of every op that has a Triton kernel, on the GPU, an op a process; late ones are stopped and named."""
     ops = module("triton").ops()
     workers = max(1, min(16, (os.cpu_count() or 2) - 1))
     end = run.started + run.plan.ends["correctness"]
     with log.open("w", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(lambda op=op: _tests_of(op, run.plan.examples, end - time.monotonic())) for op in ops]
+        jobs = [pool.submit(_before, end, op, run.plan.examples) for op in ops]
         for job in concurrent.futures.as_completed(jobs):
             op, status, text = job.result()
             passed = re.search(r"(\d+) passed", text)
@@ -173,7 +178,7 @@ def correctness(run: Run, log: Path) -> None:
 def measure(run: Run, part: str, case: GpuCase) -> None:
     """Check the kernel's output, then time every candidate."""
     case.check()
-    times = {}
+    times: dict[str, dict[str, Any]] = {}
     for name, candidate in case.candidates.items():
         measured = run.clock.time(candidate, run.plan.rounds if name == "kernel" else max(3, run.plan.rounds // 3))
         times[name] = {"time_us": measured.timing.rounded(), "way": measured.way}

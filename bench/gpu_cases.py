@@ -115,14 +115,16 @@ def lut_linear(
                 chosen = select("lut_linear", args)
                 if chosen == "eager":
                     continue  # the reference writes the weight out: nothing to measure
+
+                def kernel(packed: Tensor, given: tuple[Any, ...] = args) -> Tensor:
+                    return torch.ops.qupedkern.lut_linear(given[0], packed, *given[2:])
+
+                def matmul(weight: Tensor, x: Tensor = x) -> Tensor:
+                    return torch.nn.functional.linear(x, weight)
+
                 candidates = {
-                    "kernel": _rotating(
-                        lambda p, x=x, c=c, w=width, s=[out, inputs]: torch.ops.qupedkern.lut_linear(
-                            x, p, c, None, w, s
-                        ),
-                        copies,
-                    ),
-                    "bfloat16 matmul": _rotating(lambda w, x=x: torch.nn.functional.linear(x, w), dense),
+                    "kernel": _rotating(kernel, copies),
+                    "bfloat16 matmul": _rotating(matmul, dense),
                 }
 
                 def check(args: Any = args, x: Tensor = x, weight: Tensor = weight) -> None:

@@ -7,6 +7,7 @@ measured in the same turns and with the same threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
@@ -40,35 +41,48 @@ def _of_bits(name: str, bits: int) -> str:
     return f"{name} @ {bits}"
 
 
-def contenders(shape: tuple[int, int], dtype: torch.dtype, levels: Sequence[int]) -> tuple[Found, dict[str, str]]:
-    """All that compete at one shape and type of input, and why the rest does not run here."""
-    found: Found = {}
-    absent: dict[str, str] = {}
-    for bits in levels:
-        packed = Packed.drawn(bits, shape)
-        for name, channels in (("native", False), ("per channel", True)):
-            made = packed.native(dtype, channels) if bits in PER_CHANNEL or not channels else None
-            found |= {_of_bits(name, bits): made} if made is not None else {}
-        found[_of_bits("layer", bits)] = packed.layer(dtype)
-    if not available(OP):
-        absent["native"] = f"{OP} has no native kernel here"
-    weight = DEVIATION * torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    others: dict[str, Callable[[], Contender]] = {
-        "torch bfloat16": lambda: float_linear(weight, torch.bfloat16),
-        "NF4": lambda: rivals.nf4(weight),
-        "torch int4": lambda: rivals.torch_int4(weight),
-        "torchao int4": lambda: rivals.torchao_int4(weight),
-    }
-    if dtype == torch.float32:
-        others["torch float32"] = lambda: float_linear(weight, torch.float32)
+@dataclass(frozen=True)
+class Weights:
+    """One shape's weights, in the copies of everyone, which serve both types of input; why rivals that are not here are not."""
+
+    packed: tuple[Packed, ...]  # one for each number of bits
+    others: Found
+    absent: Mapping[str, str]
+
+    @classmethod
+    def drawn(cls, shape: tuple[int, int], levels: Sequence[int]) -> Weights:
+        weight = DEVIATION * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        makers: dict[str, Callable[[], Contender]] = {
+            "torch float32": lambda: float_linear(weight, torch.float32),
+            "torch bfloat16": lambda: float_linear(weight, torch.bfloat16),
+            "NF4": lambda: rivals.nf4(weight),
+            **rivals.int4(weight),
+        }
         if weight.numel() <= INTX:
-            others |= {_of_bits("torchao intx", b): lambda b=b: rivals.torchao_intx(weight, b) for b in levels}  # type: ignore[misc]
-    for name, make in others.items():
-        try:
-            found[name] = make()
-        except (rivals.Unavailable, NotImplementedError) as why:
-            absent[name.split(" @")[0]] = str(why)
-    return found, absent
+            makers |= {_of_bits("torchao intx", b): lambda b=b: rivals.torchao_intx(weight, b) for b in levels}  # type: ignore[misc]
+        others: Found = {}
+        absent = {} if available(OP) else {"native": f"{OP} has no native kernel here"}
+        for name, make in makers.items():
+            try:
+                others[name] = make()
+            except (rivals.Unavailable, NotImplementedError) as why:
+                absent[name.split(" @")[0]] = str(why)
+        return cls(tuple(Packed.drawn(bits, shape) for bits in levels), others, absent)
+
+    def contenders(self, dtype: torch.dtype) -> Found:
+        """All that compete at one type of input: a float32 layer would only have its input cast for nothing."""
+        float32_only = ("torch float32", "torchao intx")
+        found = {
+            name: other
+            for name, other in self.others.items()
+            if dtype == torch.float32 or not name.startswith(float32_only)
+        }
+        for packed in self.packed:
+            ours = {"native": packed.native(dtype), "layer": packed.layer(dtype)}
+            if packed.bits in PER_CHANNEL:
+                ours["per channel"] = packed.native(dtype, per_channel=True)
+            found |= {_of_bits(name, packed.bits): one for name, one in ours.items() if one is not None}
+        return found
 
 
 def checked(name: str, contender: Contender, x: Tensor, n: int) -> tuple[Callable[[], Tensor], float]:
@@ -153,8 +167,10 @@ def rows(
             if name not in known:
                 raise KeyError(f"linear: {name!r} is none of {', '.join(known)}")
     measured = []
-    for name, dtype in product(names, dtypes or DTYPES):
-        found, absent = contenders(SHAPES[name], DTYPES[dtype], levels)
-        for count, batch in product((threads,) if threads else (1, 2), batches or BATCHES):
-            measured += measure(name, dtype, batch, found, absent, threads=count, rounds=rounds)
+    for name in names:
+        weights = Weights.drawn(SHAPES[name], levels)
+        for dtype in dtypes or DTYPES:
+            found = weights.contenders(DTYPES[dtype])
+            for count, batch in product((threads,) if threads else (1, 2), batches or BATCHES):
+                measured += measure(name, dtype, batch, found, weights.absent, threads=count, rounds=rounds)
     return measured

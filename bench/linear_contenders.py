@@ -109,8 +109,11 @@ class Packed:
         return levels * torch.linspace(0.75, 1.25, self.shape[0])[:, None] if per_channel else levels
 
     def _contender(self, centers: Tensor, calls: Callable[[Tensor], Sequence[Call]]) -> Contender:
-        codes, kept = qk.unpack_codes(self.packed[0], self.bits, self.shape), checked_rows(self.shape[0])
-        rows = qk.dequantize(codes[kept], centers.double() if centers.dim() == 1 else centers[kept].double())
+        n, k = self.shape
+        kept = checked_rows(n)
+        of_rows = self.packed[0].view(n, k * self.bits // 8)[kept].reshape(-1)  # rows of whole bytes
+        codes = qk.unpack_codes(of_rows, self.bits, (len(kept), k))
+        rows = qk.dequantize(codes, centers.double() if centers.dim() == 1 else centers[kept].double())
         return Contender(calls, rows, FLOAT32_ERROR if centers.dtype == torch.float32 else HALF_ERROR, self.turns)
 
     def native(self, dtype: torch.dtype, per_channel: bool = False) -> Contender | None:
@@ -120,7 +123,7 @@ class Packed:
         centers = self.centers(per_channel).to(dtype)
 
         def calls(x: Tensor) -> list[Call]:
-            rest = (centers, None, self.bits, list(self.shape))
+            rest = (centers.float(), None, self.bits, list(self.shape))  # as the op hands them to the kernel
             out = OPS[OP].allocate(x, self.packed[0], *rest)
             kernels = [native_call(OP, (x, packed, *rest), (out,)) for packed in self.packed]
 

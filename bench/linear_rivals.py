@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from itertools import cycle
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear_contenders import HALF_ERROR, Contender, checked_rows, cold
+from .linear_contenders import HALF_ERROR, Call, Contender, checked_rows, cold
 
 GROUP = 128  # weights that share a scale: the default of torchao
 BLOCK = 64  # the same of NF4
@@ -81,32 +81,38 @@ def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return packed, scales_and_zeros, rows.reshape(len(kept), k)
 
 
-def torch_int4(weight: Tensor) -> Contender:
-    """torch's int4 kernel for the CPU."""
-    packed, scales_and_zeros, rows = _int4(weight)
-    own = cold(packed)
+def int4(weight: Tensor) -> dict[str, Callable[[], Contender]]:
+    """torch's int4 kernel for the CPU, and torchao's tensor through F.linear, which is that kernel behind a subclass."""
 
-    def multiply(x: Tensor, w: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, w, GROUP, scales_and_zeros)
+    @lru_cache(maxsize=1)
+    def quantized() -> tuple[Tensor, Tensor, Tensor]:
+        return _int4(weight)
 
-    remark = (
-        f"aten::_weight_int4pack_mm_for_cpu, one scale and zero for {GROUP} weights, float32 cast to bfloat16 and back"
-    )
-    return Contender(
-        lambda x: [partial(_in_bfloat16, multiply, x, w) for w in own], rows, HALF_ERROR, cycle(range(len(own))), remark
-    )
+    def contender(multiply: Callable[[Tensor, Any], Tensor], own: list[Any], rows: Tensor, remark: str) -> Contender:
+        def calls(x: Tensor) -> list[Call]:
+            return [partial(_in_bfloat16, multiply, x, w) for w in own]
 
+        return Contender(calls, rows, HALF_ERROR, cycle(range(len(own))), remark)
 
-def torchao_int4(weight: Tensor) -> Contender:
-    """torchao's int4 tensor for the CPU through F.linear: torch's int4 kernel behind a tensor subclass."""
-    package = _imported("torchao")
-    tensor = _imported("torchao.prototype.quantization.int4").Int4OpaqueTensor
-    packed, scales_and_zeros, rows = _int4(weight)
-    own = [tensor(w, scales_and_zeros, [1, GROUP], weight.shape) for w in cold(packed)]
-    remark = f"torchao {package.__version__}, Int4OpaqueTensor, the same kernel behind a tensor subclass"
-    return Contender(
-        lambda x: [partial(_in_bfloat16, F.linear, x, w) for w in own], rows, HALF_ERROR, cycle(range(len(own))), remark
-    )
+    def torch_int4() -> Contender:
+        packed, scales_and_zeros, rows = quantized()
+
+        def multiply(x: Tensor, w: Tensor) -> Tensor:
+            return torch.ops.aten._weight_int4pack_mm_for_cpu(x, w, GROUP, scales_and_zeros)
+
+        kernel = "aten::_weight_int4pack_mm_for_cpu"
+        remark = f"{kernel}, one scale and zero for {GROUP} weights, float32 cast to bfloat16 and back"
+        return contender(multiply, cold(packed), rows, remark)
+
+    def torchao_int4() -> Contender:
+        package = _imported("torchao")
+        tensor = _imported("torchao.prototype.quantization.int4").Int4OpaqueTensor
+        packed, scales_and_zeros, rows = quantized()
+        own = [tensor(w, scales_and_zeros, [1, GROUP], weight.shape) for w in cold(packed)]
+        remark = f"torchao {package.__version__}, Int4OpaqueTensor, the same kernel behind a tensor subclass"
+        return contender(F.linear, own, rows, remark)
+
+    return {"torch int4": torch_int4, "torchao int4": torchao_int4}
 
 
 def torchao_intx(weight: Tensor, bits: int) -> Contender:
@@ -115,7 +121,7 @@ def torchao_intx(weight: Tensor, bits: int) -> Contender:
     granularity = _imported("torchao.quantization.granularity").PerGroup(GROUP)
     if weight.shape[1] % GROUP:
         raise Unavailable(f"torchao needs rows of whole groups of {GROUP} weights, got {weight.shape[1]}")
-    layer = torch.nn.Sequential(torch.nn.Linear(*reversed(weight.shape), bias=False, device="meta"))
+    layer = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
     layer[0].weight = torch.nn.Parameter(weight, requires_grad=False)
     config = quantization.IntxWeightOnlyConfig(
         weight_dtype=getattr(torch, f"int{bits}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from .records import Case, Row
 from .tables import Column, Key, Once, Table
@@ -69,7 +70,7 @@ def _first(row: Row) -> bool:
     return (row.title, row.variant) == (f"{_LAYERS[0]}, 1 thread", "batch 1")
 
 
-_HEADS = {"tensors": "weight, out x in", "variant": "input", "level": "bits"}
+_HEADS: dict[str, Any] = {"tensors": "weight, out x in", "variant": "input", "level": "bits"}
 _COLD = (
     "One center table for the whole weight. Weights are cold: every contender goes through 160 MiB of copies of its own. "
     "native: the kernel call, output given; layer: PackedLinear called as a module. limit: the packed bytes over the bandwidth "

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qupedkern as qk
+from qupedkern.nn import PackedLinear
 from qupedkern.ops import OPS
 
 from . import machine
@@ -73,7 +74,15 @@ def _kernels(model: nn.Module, x: Tensor) -> Callable[[], None]:
     """The native calls of the model's linear layers, on the inputs they have in it, outputs allocated beforehand."""
     calls = []
     for layer, given in products(model, x):
-        arguments = (given, layer.packed, layer.centers.detach(), layer.bias, layer.bits, list(layer.weight_shape))
+        assert isinstance(layer, PackedLinear)
+        arguments = (
+            given,
+            layer.packed,
+            layer.centers.detach().float(),
+            layer.bias,
+            layer.bits,
+            list(layer.weight_shape),
+        )
         calls.append(native_call("lut_linear", arguments, (OPS["lut_linear"].allocate(*arguments),)))
     return _all(calls)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qupedkern.nn import PackedLayer, PackedLinear
+
 
 class MLP(nn.Module):
     """Linear layers of one width with ReLU between. x: [batch, width] -> the same."""
@@ -28,6 +30,9 @@ class DecoderBlock(nn.Module):
 
     x: [batch, width] -> the same. The cached keys and values are fixed.
     """
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
@@ -102,16 +107,16 @@ CASES: dict[str, list[Case]] = {
 
 def weights_bytes(model: nn.Module) -> int:
     """Of all weights with two or more dimensions, packed ones with their centers."""
-    packed = [m for m in model.modules() if hasattr(m, "packed")]
-    stored = [t for m in packed for t in (m.packed, m.centers)]
+    packed = [m for m in model.modules() if isinstance(m, PackedLayer)]
+    stored: list[Tensor] = [t for m in packed for t in (m.packed, m.centers)]
     plain = [p for m in model.modules() if m not in packed for p in m.parameters(recurse=False) if p.dim() > 1]
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in (*stored, *plain)}.values())
 
 
-def products(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+def products(model: nn.Module, x: Tensor) -> list[tuple[nn.Linear | PackedLinear, Tensor]]:
     """The model's linear layers and what each is given when the model is called with x."""
-    found: list[tuple[nn.Module, Tensor]] = []
-    linear = [m for m in model.modules() if hasattr(m, "in_features")]
+    found: list[tuple[nn.Linear | PackedLinear, Tensor]] = []
+    linear = [m for m in model.modules() if isinstance(m, (nn.Linear, PackedLinear))]
     handles = [m.register_forward_pre_hook(lambda m, args: found.append((m, args[0].clone()))) for m in linear]
     model(x)
     for handle in handles:

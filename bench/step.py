@@ -65,7 +65,7 @@ def _arguments(state: State, optimizer: str) -> tuple[Any, ...]:
         second, numbers = state.second, (ADAM["lr"], 0.0, *ADAM["betas"], ADAM["eps"])  # type: ignore[misc]
     else:
         second, numbers = [], (SGD["lr"], SGD["weight_decay"], SGD["momentum"], 0.0, 0.0)
-    lists = (state.x, state.grad, [], state.first, second, state.centers, [], state.strength)
+    lists: tuple[list[Any], ...] = (state.x, state.grad, [], state.first, second, state.centers, [], state.strength)
     return (*lists, "none", optimizer.lower(), "l1", *numbers, False, 2, False, True, 0)
 
 

@@ -78,7 +78,7 @@ def stream(threads: int, sources: Sequence[Tensor], targets: Sequence[Tensor], n
     return run
 
 
-def limits(threads: int, moves: Sequence[Move]) -> Mapping[str, Callable[[], None]]:
+def limits(threads: int, moves: Sequence[Move]) -> Mapping[str, Callable[[], object]]:
     """The ways to move the bytes of all `moves`: ordinary and non-temporal streams, and a torch copy of as many bytes.
 
     The limit is the smallest of their times. Targets are overwritten.

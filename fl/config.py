@@ -1,9 +1,9 @@
 """A run described in TOML: read into frozen dataclasses, every mistake named in one sentence.
 
-[experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, threads, engine,
-                        workers, out
-[data]                  name, classes_per_client, fractions
-[[clients]]             count, architecture, bits: one group of equal devices each
+[experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, dropout, deadline,
+                        quorum, threads, engine, workers, out
+[data]                  name, augment, and how it is cut: the fields of data.Plan
+[[clients]]             count, architecture, bits, groups, speed: one group of equal devices each
 [algorithms.<name>]     hyper-parameters of an algorithm, where they are not its defaults
 """
 
@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from fl import data, models
 from fl.algorithms import BY_NAME, Algorithm
-from fl.core import Bits
+from fl.core import Bits, Groups
+from fl.engines import ENGINES
 from fl.errors import ConfigError
-from fl.federation import ENGINES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,6 +51,9 @@ class Experiment:
     architecture: str = "mlp"
     algorithm: str = "quped"
     compare: tuple[str, ...] = ()
+    dropout: float = 0.0
+    deadline: float | None = None
+    quorum: float = 0.0
     threads: int = 1
     engine: str = "serial"
     workers: int | None = None
@@ -75,13 +78,16 @@ class Experiment:
         return (self.algorithm, *self.compare)
 
 
-@dataclass(frozen=True)
-class Data:
-    """[data]: the data set and its split; see data.partition and data.split."""
+@dataclass(frozen=True, kw_only=True)
+class Data(data.Plan):
+    """[data]: the data set, how it is cut into clients, and what training images go through."""
 
     name: str = "digits"
-    classes_per_client: int | tuple[int, int] = (3, 4)
-    fractions: tuple[float, float, float] = data.FRACTIONS
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("augment", self.augment, data.AUGMENTATIONS)
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,18 @@ class Group:
     count: int
     architecture: str = "mlp"
     bits: Bits = 2
+    groups: Groups = "tensor"
+    speed: float = 1.0
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
         _one_of("architecture", self.architecture, sorted(models.ARCHITECTURES))
         _one_of("bits", self.bits, BITS)
+        if not 0 < self.speed < float("inf"):
+            raise ValueError(f"speed must be positive and finite, got {self.speed}")
+        if self.groups not in ("tensor", "channel") and (isinstance(self.groups, str) or self.groups < 1):
+            raise ValueError(f"groups must be 'tensor', 'channel' or a block length, got {self.groups!r}")
 
 
 @dataclass(frozen=True)
@@ -109,9 +121,13 @@ class Config:
     algorithms: Mapping[str, Algorithm] = field(default_factory=dict)
 
     @property
-    def equipment(self) -> list[tuple[str, Bits]]:
-        """(architecture, bits) of each client."""
-        return [(group.architecture, group.bits) for group in self.clients for _ in range(group.count)]
+    def equipment(self) -> list[tuple[str, Bits, Groups, float]]:
+        """(architecture, bits, groups, speed) of each client."""
+        return [
+            (group.architecture, group.bits, group.groups, group.speed)
+            for group in self.clients
+            for _ in range(group.count)
+        ]
 
     def algorithm(self, name: str) -> Algorithm:
         """The algorithm of that name, with its defaults where the file says nothing."""
@@ -138,6 +154,14 @@ def load(path: Path) -> Config:
     except (OSError, ValueError) as error:
         raise ConfigError(f"config: {path} must be a readable TOML file, got: {error}") from error
     return parse(content, str(path))
+
+
+def loads(text: str, source: str = "config") -> Config:
+    """A configuration from a file's text, as load reads it."""
+    try:
+        return parse(tomllib.loads(text), source)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config: {source} must be TOML, got: {error}") from error
 
 
 def parse(content: Mapping[str, Any], source: str = "config") -> Config:

@@ -21,6 +21,7 @@ class Client:
 
     bits: 1..8, "ternary" or "float".  architecture: a key of models.ARCHITECTURES.
     groups: which weights share a row of centers, "tensor", "channel" or a block length, as in qk.quantize_.
+    speed: how fast it trains, for deadlines.
     """
 
     id: int
@@ -28,6 +29,7 @@ class Client:
     bits: Bits
     data: data.ClientData
     groups: Groups = "tensor"
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Job:
     input_shape: tuple[int, int, int]
     num_classes: int
     evaluations: int | None = None
+    augment: str = "none"
+    dropout: float = 0.0
+    deadline: float | None = None
+    quorum: float = 0.0
+    speeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,19 +101,25 @@ class Update:
 
 def make_clients(
     dataset: data.Dataset,
-    equipment: Sequence[tuple[str, Bits]],
-    classes_per_client: int | Sequence[int],
-    seed: int,
-    fractions: Sequence[float] = data.FRACTIONS,
+    equipment: Sequence[tuple[str, Bits] | tuple[str, Bits, Groups, float]],
+    classes_per_client: int | tuple[int, int] | None = None,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = data.FRACTIONS,
+    plan: data.Plan | None = None,
 ) -> list[Client]:
     """Clients over a data set that is split and partitioned by `seed`.
 
-    equipment: (architecture, bits) of each client; its length is their number.
+    equipment: (architecture, bits) or (architecture, bits, groups, speed) of each client; its length is their number.
+    plan: how the data is cut; without one, classes_per_client random classes each.
     """
-    parts = data.partition(dataset.y, data.split(dataset.y, seed, fractions), len(equipment), classes_per_client, seed)
+    if plan is None:
+        if classes_per_client is None:
+            raise ValueError("make_clients: needs classes_per_client or a plan, got neither")
+        plan = data.Plan(classes_per_client=classes_per_client, fractions=fractions)
+    held = data.clients_data(dataset, plan, len(equipment), seed)
     return [
-        Client(number, architecture, bits, data.client_data(dataset, part))
-        for number, ((architecture, bits), part) in enumerate(zip(equipment, parts, strict=True))
+        Client(number, device[0], device[1], part, *device[2:])
+        for number, (device, part) in enumerate(zip(equipment, held, strict=True))
     ]
 
 
@@ -138,8 +151,10 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`steps` batches (x, y) of a client's training images in a round, by the run's seed, round and client."""
     part, random = client.data.train, torch_generator(job.seed, "batches", round_index, client.id)
+    changes = torch_generator(job.seed, "augment", round_index, client.id)
     for index in batches(len(part), batch_size, steps, random):
-        yield part.x[index], part.y[index]
+        x = part.x[index]
+        yield data.flip_crop(x, changes) if job.augment == "flip_crop" else x, part.y[index]
 
 
 def aggregate(messages: Mapping[int, Message], weighted: bool = False) -> Tensors:
@@ -168,3 +183,10 @@ def aggregate(messages: Mapping[int, Message], weighted: bool = False) -> Tensor
 def payload_bytes(tensors: Tensors) -> int:
     """Bytes of the tensors' values as they are: what a message costs on the wire, without framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def float32_bytes(tensors: Tensors) -> int:
+    """payload_bytes of the same values with every float in 32 bits."""
+    return sum(
+        tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors.values()
+    )

@@ -6,20 +6,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fl import models
+from fl import cohort, data, models
 from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import Client, Job
-from fl.engines import loop
-from fl.engines.pool import open_pool
+from fl.engines import ENGINES, loop
+from fl.engines.pool import cores, open_pool
 from fl.engines.serial import Serial
 from fl.engines.work import Workplace
+from fl.errors import UserError
 from fl.result import RunResult
 from fl.storage import Json
 
 # The dearest step: three evaluations of the "alternating" variant, and one of the teacher.
 LEAST_EVALUATIONS = 4
-ENGINES = ("serial", "pool")
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,15 @@ class Federation:
 
     algorithm: QuPeD(), Local(), FedAvg(), ...  clients: from make_clients.  rounds, sample, seed: how many rounds, the
     share of the clients drawn in each, and the number that fixes every draw.
-    architecture: the global model's, "mlp" or "cnn".  evaluations: gradient evaluations a drawn client may spend in a
-    round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
+    architecture: the global model's, a key of models.ARCHITECTURES.  evaluations: gradient evaluations a drawn client
+    may spend in a round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
     threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
-    engine: "serial", one client after the other, or "pool", worker processes, to the same bits.  workers: of the pool;
-    None: one for each processor.
+    engine: who does the clients' work, to the same bits: "serial", one client after the other; "pool", worker processes;
+    "flower", Flower's simulation.  workers: of the pool, or nodes of the simulation; None: one for each processor.
+    augment: what training images go through, of data.AUGMENTATIONS.
+    dropout: chance that a drawn client fails in a round.  deadline: in median rounds of a client of speed 1, None: the
+    server waits; who takes longer keeps what it learned, and its message is not counted.  quorum: share of the drawn
+    clients that must be on time for the server to step.
     """
 
     algorithm: Algorithm
@@ -45,6 +49,10 @@ class Federation:
     threads: int = 1
     engine: str = "serial"
     workers: int | None = None
+    augment: str = "none"
+    dropout: float = 0.0
+    deadline: float | None = None
+    quorum: float = 0.0
 
     def __post_init__(self) -> None:
         if [client.id for client in self.clients] != list(range(len(self.clients))) or not self.clients:
@@ -67,6 +75,10 @@ class Federation:
             raise ValueError(f"Federation: engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"Federation: workers must be at least 1, got {self.workers}")
+        if self.augment not in data.AUGMENTATIONS:
+            names = ", ".join(data.AUGMENTATIONS)
+            raise ValueError(f"Federation: augment must be one of {names}, got {self.augment!r}")
+        cohort.check(self.job, len(self.clients))
         self.algorithm.check(self.job, self.clients)
 
     @property
@@ -81,6 +93,11 @@ class Federation:
             input_shape=(shape[1], shape[2], shape[3]),
             num_classes=1 + max(max(client.data.classes) for client in self.clients),
             evaluations=self.evaluations,
+            augment=self.augment,
+            dropout=self.dropout,
+            deadline=self.deadline,
+            quorum=self.quorum,
+            speeds=cohort.speeds_of([client.speed for client in self.clients]),
         )
 
     def check(self, out: Path, *, resume: bool = False) -> bool:
@@ -96,16 +113,46 @@ class Federation:
         temporary directory, which stays (result.directory).  on_round: called with (rounds done, record).
         """
         directory = Path(tempfile.mkdtemp(prefix="fl-") if out is None else out)
+        if self.engine == "flower":
+            return self._simulate(directory, resume, on_round)
+        return self._play(directory, self._opener(directory), resume, on_round)
+
+    def _play(
+        self, directory: Path, open_engine: loop.OpenEngine, resume: bool, on_round: loop.OnRound | None
+    ) -> RunResult:
         return loop.run(
             self.job,
             self.algorithm,
             len(self.clients),
             self._description(),
             directory,
-            self._opener(directory),
+            open_engine,
             resume=resume,
             threads=self.threads,
             on_round=on_round,
+        )
+
+    def _simulate(self, directory: Path, resume: bool, on_round: loop.OnRound | None) -> RunResult:
+        from fl.engines.deployment import flower_environment
+
+        flower_environment()
+        try:
+            from fl.engines import flower
+        except ImportError as error:
+            raise UserError(f"run: the engine 'flower' needs qupedkern's extra 'flower' ({error})") from error
+        checkpoint = Checkpoint(directory, self._description())
+        threads = checkpoint.threads if checkpoint.check(resume) else self.threads
+        if checkpoint.finished:  # nothing to simulate
+            return self._play(directory, self._opener(directory), resume, on_round)
+        nodes = cores() if self.workers is None else self.workers
+        return flower.simulate(
+            self.job,
+            self.algorithm,
+            self.clients,
+            directory,
+            threads,
+            min(nodes, len(self.clients)),
+            lambda open_engine: self._play(directory, open_engine, resume, on_round),
         )
 
     def _description(self) -> Json:

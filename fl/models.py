@@ -50,6 +50,33 @@ class CNN(nn.Module):
         return self.linear2(F.relu(self.linear1(x.flatten(1))))
 
 
+class PlainCNN(nn.Module):
+    """CNN1: two 3 x 3 convolutions of 16 channels, each with ReLU and 2 x 2 max-pooling, then linear 48 - classes.
+    CNN2 (third=True): between them a 5 x 5 convolution of 32 channels. No batch norm.
+
+    x: [batch, channels, height, width], height and width at least 4 -> logits [batch, classes].
+    CNN1 has 9,930 parameters for 14 x 14 images of one channel and 10 classes, CNN2 25,066.
+    """
+
+    def __init__(self, input_shape: Shape, num_classes: int, third: bool = False) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        if height < 4 or width < 4:
+            raise ValueError(f"CNN: images must be at least 4 x 4, got {height} x {width}")
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
+        self.between = nn.Conv2d(16, 32, 5, padding=2) if third else None
+        self.conv2 = nn.Conv2d(32 if third else 16, 16, 3, padding=1)
+        self.linear1 = nn.Linear(16 * (height // 4) * (width // 4), 48)
+        self.linear2 = nn.Linear(48, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        if self.between is not None:
+            x = F.relu(self.between(x))
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.linear2(F.relu(self.linear1(x.flatten(1))))
+
+
 class _ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with batch norm around a shortcut; where the size changes, the shortcut is a 1 x 1 convolution."""
 
@@ -104,6 +131,8 @@ class ResNet(nn.Module):
 ARCHITECTURES: dict[str, Callable[[Shape, int], nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
+    "cnn1": PlainCNN,
+    "cnn2": partial(PlainCNN, third=True),
     "resnet8": partial(ResNet, blocks_per_stage=1),
     "resnet20": partial(ResNet, blocks_per_stage=3),
     "resnet32": partial(ResNet, blocks_per_stage=5),

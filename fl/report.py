@@ -3,13 +3,16 @@
 A record is one line of records.jsonl, one a round; round 0 is the state before training:
   algorithm          its name
   round              rounds done
-  drawn              the clients that took part, ascending
+  drawn              the clients that took part, ascending;  failed: those of them that lost this round's work
+  late               those of them whose messages came too late;  aggregated: whether enough came for the server to step
   accuracy           every client's test accuracy, 0..1, of the model it would ship now (hard, packed weights)
   accuracy_mean      their mean;  accuracy_worst: their minimum
   validation         the same on the clients' validation parts;  validation_mean: their mean
   loss               mean training loss of the drawn clients' steps; null before training
   evaluations        gradient evaluations by client number, as text
-  bytes_down         sent to the drawn clients;  bytes_up: received from them
+  bytes_down         sent to the drawn clients;  bytes_up: received from them, late messages included
+  bytes_by_client    [down, up] by client number, as text
+  bytes_down_float32, bytes_up_float32   what these would be with every float in 32 bits
   seconds            wall-clock time of the round; the only number that a repeated run does not repeat
 """
 
@@ -122,7 +125,7 @@ def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
     The difference is over the clients, with its standard error: std of the differences / sqrt(clients).
     """
     columns = ["algorithm", "mean %", "worst %", f"{_name(results[0])} ahead (se)", "evaluations"]
-    columns += ["down MiB", "up MiB", "model KiB", "s"]
+    columns += ["down MiB", "up MiB", "float32 MiB", "model KiB", "s"]
     table = _table("The same budget for each", columns, left=1)
     for result in results:
         table.add_row(
@@ -133,6 +136,7 @@ def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
             f"{result.evaluations:,}",
             f"{result.total('bytes_down') / MIB:.1f}",
             f"{result.total('bytes_up') / MIB:.1f}",
+            f"{(result.total('bytes_down_float32') + result.total('bytes_up_float32')) / MIB:.1f}",
             f"{np.mean([row.model_bytes for row in result.clients]) / 1024:.1f}",
             f"{result.seconds:.0f}",
         )

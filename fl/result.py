@@ -59,7 +59,7 @@ class RunResult:
         return sum(row.evaluations for row in self.clients)
 
     def total(self, key: str) -> int:
-        """Sum of a record's number over the rounds: bytes_up or bytes_down."""
+        """Sum of a record's number over the rounds: bytes_up, bytes_down, or either as bytes_.._float32."""
         return sum(record[key] for record in self.records)
 
     def summary(self) -> dict[str, Any]:
@@ -71,6 +71,8 @@ class RunResult:
             "evaluations": self.evaluations,
             "bytes_up": self.total("bytes_up"),
             "bytes_down": self.total("bytes_down"),
+            "bytes_up_float32": self.total("bytes_up_float32"),
+            "bytes_down_float32": self.total("bytes_down_float32"),
             "seconds": self.seconds,
             "clients": [asdict(row) for row in self.clients],
         }

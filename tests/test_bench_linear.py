@@ -74,7 +74,7 @@ def test_ours_are_checked_against_the_weights_they_hold(bits: int, per_channel: 
 @pytest.mark.usefixtures("small")
 def test_torch_int4_stands_for_the_weights_it_is_checked_against() -> None:
     weight = torch.randn(96, 256, generator=torch.Generator().manual_seed(0))
-    contender = linear_rivals.torch_int4(weight)
+    contender = linear_rivals.int4(weight)["torch int4"]()
     # a code of 16 lies within half a step of the weight, (high - low) / 15, and bfloat16 rounds step and zero to 8 bits
     step = (weight.amax() - weight.amin()) / 15
     assert (
@@ -104,7 +104,8 @@ def test_a_rival_that_is_wrong_or_missing_leaves_its_reason_and_ours_stop_the_ru
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # what an import that fails looks like
-    found, absent = linear.contenders((96, 128), torch.float32, (4,))
+    weights = linear.Weights.drawn((96, 128), (4,))
+    found, absent = weights.contenders(torch.float32), weights.absent
     assert "bitsandbytes" in absent["NF4"]
     assert "NF4" not in found
     off = found["torch bfloat16"]
@@ -121,7 +122,8 @@ def test_a_rival_that_is_wrong_or_missing_leaves_its_reason_and_ours_stop_the_ru
 
 @pytest.mark.usefixtures("small")
 def test_a_row_holds_its_bits_and_the_rivals_and_its_limit_is_that_of_its_bytes() -> None:
-    found, absent = linear.contenders((96, 128), torch.float32, (1, 4))
+    weights = linear.Weights.drawn((96, 128), (1, 4))
+    found, absent = weights.contenders(torch.float32), weights.absent
     one, four = linear.measure("small", "float32", 3, found, absent, threads=1, rounds=2)
     assert (one.m, one.bytes, four.m, four.bytes) == (1, 96 * 128 // 8, 4, 96 * 128 // 2)
     assert one.time_us("torch float32") == four.time_us("torch float32")

@@ -163,13 +163,18 @@ def test_second_derivatives_are_refused_with_a_sentence(op: str) -> None:
         "foreach_soft_quantize": lambda: qk.foreach_soft_quantize([x], [c], 2.0),
         "hard_quantize": lambda: qk.hard_quantize(x, c, True),
         "dequantize": lambda: qk.dequantize(torch.zeros(6, dtype=torch.uint8), c),
+        "dequantize_packed": lambda: qk.dequantize_packed(torch.zeros(1, dtype=torch.uint8), c, 1, (1, 6)),
+        "packed_embedding": lambda: qk.packed_embedding(
+            torch.tensor([0]), torch.zeros(1, dtype=torch.uint8), c, 1, (1, 6)
+        ),
         "distance": lambda: qk.distance(x, c),
         "lut_linear": lambda: qk.lut_linear(x, torch.zeros(2, dtype=torch.uint8), c, None, 1, (2, 6)).sum(),
         "distillation_loss": lambda: qk.distillation_loss(x, x.detach() / 2),
     }
     (output,) = as_tuple(calls[op]())
     weight = torch.ones_like(output, requires_grad=True)
-    leaves = {"dequantize": [c], "distillation_loss": [x]}.get(op, [x, c])
+    from_codes = ("dequantize", "dequantize_packed", "packed_embedding")
+    leaves = [c] if op in from_codes else [x] if op == "distillation_loss" else [x, c]
     (gradient, *_) = torch.autograd.grad(output, leaves, weight, create_graph=True)
     with pytest.raises(RuntimeError, match=f"^{op}_backward: there is no second derivative$"):
         gradient.sum().backward()

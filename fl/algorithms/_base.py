@@ -42,6 +42,10 @@ class Algorithm(ABC):
         """The server's tensors before the first round; none where there is no global model."""
         return {}
 
+    def broadcast(self, job: Job, server: Tensors) -> Tensors:
+        """What travels to a client, who sees nothing else of the server: `broadcast` in its step, `server` elsewhere."""
+        return server
+
     @abstractmethod
     def start_client(self, job: Job, client: Client) -> ClientState:
         """What a client keeps before the first round."""
@@ -51,7 +55,7 @@ class Algorithm(ABC):
         """One drawn client's round: local steps from its state and the server's broadcast."""
 
     def server_step(self, job: Job, server: Tensors, messages: Mapping[int, Message]) -> Tensors:
-        """The server's new tensors, given the messages by client number."""
+        """The server's new tensors, given the messages by client number. A message holds what `server` holds."""
         return server
 
     def finish_client(self, job: Job, client: Client, state: ClientState, server: Tensors) -> Update:

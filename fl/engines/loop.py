@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +13,8 @@ import torch
 
 from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, Snapshot
-from fl.core import Job, payload_bytes, sample_clients
+from fl.cohort import Cohort, draw_cohort
+from fl.core import Job, float32_bytes, payload_bytes
 from fl.engines.work import Receipt
 from fl.evaluation import Score
 from fl.result import ClientRow, RunResult, row_from_json
@@ -64,7 +65,7 @@ def run(
     checkpoint = Checkpoint(directory, description)
     continued = checkpoint.check(resume)
     if continued and checkpoint.finished:
-        return _load_result(algorithm, directory)
+        return load_result(algorithm, directory)
     threads = checkpoint.threads if continued else threads
     with _thread_count(threads):
         snapshot = checkpoint.load() if continued else None
@@ -80,7 +81,7 @@ def run(
                 snapshot = play_round(job, algorithm, count, engine, snapshot)
                 checkpoint.save(snapshot)
                 notify(snapshot.round, snapshot.records[-1])
-            result = _finish(algorithm, count, engine, snapshot, directory)
+            result = _finish(job, algorithm, count, engine, snapshot, directory)
             checkpoint.finish()
     return result
 
@@ -98,64 +99,74 @@ def _thread_count(threads: int) -> Iterator[None]:
 def _first_snapshot(job: Job, algorithm: Algorithm, count: int, engine: Engine) -> Snapshot:
     started = time.perf_counter()
     server = algorithm.start_server(job)
-    scores = engine.score(dict.fromkeys(range(count)), server)
-    record = _record(algorithm.name, 0, [], list(scores.values()), losses=[], evaluations={}, bytes_down=0, bytes_up=0)
+    scores = engine.score(dict.fromkeys(range(count)), algorithm.broadcast(job, server))
+    record = _record(algorithm.name, 0, Cohort([], [], []), list(scores.values()), {}, Traffic(0, {}, 0))
     return Snapshot(0, server, {}, [{**record, "seconds": time.perf_counter() - started}])
 
 
 def play_round(job: Job, algorithm: Algorithm, count: int, engine: Engine, before: Snapshot) -> Snapshot:
     """One round as a function of the snapshot before it; only the record's seconds depend on the clock."""
     started = time.perf_counter()
-    drawn = sample_clients(job.seed, before.round, count, job.sample)
-    receipts = engine.step({number: before.clients.get(number) for number in drawn}, before.server, before.round)
+    cohort, sent = draw_cohort(job, before.round, count), algorithm.broadcast(job, before.server)
+    receipts = engine.step({number: before.clients.get(number) for number in cohort.working}, sent, before.round)
     messages = {number: receipt.message for number, receipt in receipts.items() if receipt.message is not None}
-    server = algorithm.server_step(job, before.server, messages)
-    states = {**before.clients, **dict.fromkeys(drawn, before.round + 1)}
-    changed = drawn if algorithm.personal else range(count)
+    server = before.server
+    if cohort.enough(job.quorum):
+        counted = {number: messages[number] for number in cohort.punctual if number in messages}
+        server = algorithm.server_step(job, before.server, counted)
+    states = {**before.clients, **dict.fromkeys(cohort.working, before.round + 1)}
+    changed = cohort.working if algorithm.personal else range(count)
     scores = _scores(before.records[-1])
-    for number, score in engine.score({number: states.get(number) for number in changed}, server).items():
+    now = {number: states.get(number) for number in changed}
+    for number, score in engine.score(now, algorithm.broadcast(job, server)).items():
         scores[number] = score
-    record = _record(
-        algorithm.name,
-        before.round + 1,
-        drawn,
-        scores,
-        losses=[receipt.loss for receipt in receipts.values() if receipt.loss is not None],
-        evaluations={str(number): receipt.evaluations for number, receipt in receipts.items()},
-        bytes_down=payload_bytes(before.server) * len(drawn),
-        bytes_up=sum(payload_bytes(message.tensors) for message in messages.values()),
-    )
+    up = {number: payload_bytes(message.tensors) for number, message in messages.items()}
+    traffic = Traffic(payload_bytes(sent), up, float32_bytes(before.server))
+    record = _record(algorithm.name, before.round + 1, cohort, scores, receipts, traffic)
+    record["aggregated"] = cohort.enough(job.quorum)
     record["seconds"] = time.perf_counter() - started
     return Snapshot(before.round + 1, server, states, [*before.records, record])
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of a round: to each drawn client, from each that sent, and what either would be with floats in 32 bits."""
+
+    down: int
+    up: dict[int, int]
+    float32: int
 
 
 def _record(
     algorithm: str,
     round_number: int,
-    drawn: list[int],
+    cohort: Cohort,
     scores: Sequence[Score],
-    *,
-    losses: list[float],
-    evaluations: dict[str, int],
-    bytes_down: int,
-    bytes_up: int,
+    receipts: Mapping[int, Receipt],
+    traffic: Traffic,
 ) -> dict[str, Any]:
     """A round's record, its seconds excepted; report.py says what each key means."""
     tests = [one.test for one in scores]
     validations = [one.validation for one in scores]
+    losses = [receipt.loss for receipt in receipts.values() if receipt.loss is not None]
     return {
         "algorithm": algorithm,
         "round": round_number,
-        "drawn": drawn,
+        "drawn": cohort.drawn,
+        "failed": cohort.failed,
+        "late": cohort.late,
         "accuracy_mean": sum(tests) / len(tests),
         "accuracy_worst": min(tests),
         "accuracy": tests,
         "validation_mean": sum(validations) / len(validations),
         "validation": validations,
         "loss": sum(losses) / len(losses) if losses else None,
-        "evaluations": evaluations,
-        "bytes_down": bytes_down,
-        "bytes_up": bytes_up,
+        "evaluations": {str(number): receipt.evaluations for number, receipt in receipts.items()},
+        "bytes_down": traffic.down * len(cohort.drawn),
+        "bytes_up": sum(traffic.up.values()),
+        "bytes_down_float32": traffic.float32 * len(cohort.drawn),
+        "bytes_up_float32": traffic.float32 * len(traffic.up),
+        "bytes_by_client": {str(number): [traffic.down, traffic.up.get(number, 0)] for number in cohort.drawn},
     }
 
 
@@ -163,14 +174,17 @@ def _scores(record: dict[str, Any]) -> list[Score]:
     return [Score(test, val) for test, val in zip(record["accuracy"], record["validation"], strict=True)]
 
 
-def _finish(algorithm: Algorithm, count: int, engine: Engine, snapshot: Snapshot, directory: Path) -> RunResult:
+def _finish(
+    job: Job, algorithm: Algorithm, count: int, engine: Engine, snapshot: Snapshot, directory: Path
+) -> RunResult:
     """Let every client finish and write its model; the summary is written last."""
     started = time.perf_counter()
     models = directory / "models"
     models.mkdir(exist_ok=True)
     for leftover in models.glob(".*"):  # of a process killed while it wrote here
         leftover.unlink()
-    rows = engine.ship({number: snapshot.clients.get(number) for number in range(count)}, snapshot.server)
+    sent = algorithm.broadcast(job, snapshot.server)
+    rows = engine.ship({number: snapshot.clients.get(number) for number in range(count)}, sent)
     spent = dict.fromkeys(rows, 0)
     for record in snapshot.records:
         for number, evaluations in record["evaluations"].items():
@@ -182,7 +196,7 @@ def _finish(algorithm: Algorithm, count: int, engine: Engine, snapshot: Snapshot
     return result
 
 
-def _load_result(algorithm: Algorithm, directory: Path) -> RunResult:
+def load_result(algorithm: Algorithm, directory: Path) -> RunResult:
     """The result of a run that had finished before."""
     summary = json.loads((directory / "summary.json").read_text())
     lines = (directory / "records.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,9 +22,8 @@ import torch
 
 from fl.algorithms import Algorithm
 from fl.core import Client, Job, Message
-from fl.data import ClientData, Part
 from fl.engines.loop import At, Engine
-from fl.engines.shared import Layout, remove, share, shared_directory
+from fl.engines.shared import Layout, join, part, remove, share, shared_directory
 from fl.engines.work import Receipt, Workplace
 from fl.errors import WorkerError
 from fl.evaluation import Score
@@ -33,7 +32,6 @@ from fl.storage import Tensors, tensors_from_bytes, tensors_to_bytes
 
 DEATHS = 3  # of workers over the same client, after which the client, and not the machine, is to blame
 STARTED = "started"  # a worker's first word
-PARTS = ("train", "val", "test")
 
 Task = tuple[str, int, At, int]  # what to do, client, where its state is, round index
 
@@ -65,8 +63,7 @@ def work(pipe: connection.Connection, brief: Brief) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     torch.set_num_threads(brief.threads)
     tensors, server = brief.data.open(), brief.server.open()
-    clients = {device.id: replace(device, data=_data(device, tensors)) for device in brief.devices}
-    place = Workplace(brief.job, brief.algorithm, clients, brief.directory)
+    place = Workplace(brief.job, brief.algorithm, join(brief.devices, tensors), brief.directory)
     pipe.send_bytes(pickle.dumps((STARTED, None)))
     try:
         while True:
@@ -84,11 +81,6 @@ def work(pipe: connection.Connection, brief: Brief) -> None:
             pipe.send_bytes(reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone, and may have had no time to tidy up
         remove(brief.shared)
-
-
-def _data(device: Client, tensors: Tensors) -> ClientData:
-    parts = [Part(tensors[f"{device.id}.{part}.x"], tensors[f"{device.id}.{part}.y"]) for part in PARTS]
-    return ClientData(device.data.classes, *parts)
 
 
 def _encode(receipt: Receipt) -> tuple[Any, ...]:
@@ -231,24 +223,16 @@ def open_pool(
     drawn = max(1, round(job.sample * len(clients)))
     count = min(cores(), drawn) if count is None else count
     shared = shared_directory()
-    nothing = Part(torch.empty(0), torch.empty(0))
     try:
-        data = {
-            f"{client.id}.{part}.{name}": getattr(getattr(client.data, part), name)
-            for client in clients
-            for part in PARTS
-            for name in ("x", "y")
-        }
+        devices, data = part(clients)
         brief = Brief(
             job=job,
             algorithm=algorithm,
             directory=directory.resolve(),
             threads=threads,
-            devices=[
-                replace(client, data=ClientData(client.data.classes, nothing, nothing, nothing)) for client in clients
-            ],
+            devices=devices,
             data=share(shared / "data", data),
-            server=share(shared / "server", algorithm.start_server(job)),
+            server=share(shared / "server", algorithm.broadcast(job, algorithm.start_server(job))),
             shared=shared,
         )
         pool = Pool(brief, count)

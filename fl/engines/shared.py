@@ -2,16 +2,19 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fl.core import Client
+from fl.data import ClientData, Part
 from fl.storage import Tensors
 
+PARTS = ("train", "val", "test")
 ALIGNMENT = 64  # bytes: as torch aligns its own memory, so kernels take the same path as on a tensor of their own
 
 
@@ -65,3 +68,25 @@ def shared_directory() -> Path:
 def remove(directory: Path) -> None:
     """Delete a shared directory; processes that have its files open keep them until they end."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def part(clients: Sequence[Client]) -> tuple[list[Client], Tensors]:
+    """(clients without data, their data by name): what is pickled for another process, and what it maps."""
+    nothing = Part(torch.empty(0), torch.empty(0))
+    devices = [replace(client, data=ClientData(client.data.classes, nothing, nothing, nothing)) for client in clients]
+    tensors = {
+        f"{client.id}.{name}.{of}": getattr(getattr(client.data, name), of)
+        for client in clients
+        for name in PARTS
+        for of in ("x", "y")
+    }
+    return devices, tensors
+
+
+def join(devices: Sequence[Client], tensors: Mapping[str, Tensor]) -> dict[int, Client]:
+    """The clients that `part` took apart, by number."""
+    joined = {}
+    for device in devices:
+        parts = [Part(tensors[f"{device.id}.{name}.x"], tensors[f"{device.id}.{name}.y"]) for name in PARTS]
+        joined[device.id] = replace(device, data=ClientData(device.data.classes, *parts))
+    return joined

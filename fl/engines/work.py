@@ -59,6 +59,13 @@ class Workplace:
         self._recent[number] = (round_index + 1, update.state)
         return Receipt(update.message, update.evaluations, update.loss)
 
+    def keep(self, number: int, *rounds: int | None) -> None:
+        """Delete a client's states of all other rounds: where no checkpoint does, the last two are kept."""
+        kept = {state_file(number, at) for at in rounds if at is not None}
+        for path in self.states.glob(f"client_{number:03d}.*"):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
+
     def score(self, number: int, at: int | None, server: Tensors) -> Score:
         """The accuracies of the model that the client would ship now."""
         client = self.clients[number]

@@ -144,7 +144,9 @@ def select(op: str, args: tuple[Any, ...]) -> str:
             return wanted
         raise RuntimeError(f"{op}: backend {wanted!r} was requested but cannot run: {reason}; {_remedy()}")
     for name in ORDER.get(device, ()):
-        if has_kernel(name, op) and _objection(name, op, args, device) is None:
+        backend = module(name)  # has_kernel and _objection in one: small calls are counted in microseconds
+        runs = backend.unavailable() is None and op in backend.ops() and device in backend.DEVICES
+        if runs and backend.refusal(op, args) is None:
             return name
     return EAGER
 

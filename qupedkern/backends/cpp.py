@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -155,10 +155,10 @@ def _short(dtype: torch.dtype) -> str:
 
 def _pass(value: Any) -> Any:
     """A tensor as (data_ptr, sizes, dtype code), a list of tensors as a list of these; anything else as it is."""
-    if isinstance(value, list):
-        return [_pass(v) for v in value]
     if not isinstance(value, Tensor):
-        return value
+        return (
+            [_pass(v) for v in value] if isinstance(value, list) and value and isinstance(value[0], Tensor) else value
+        )
     if not value.is_contiguous():
         raise ValueError(
             f"native kernels need contiguous tensors, got strides {value.stride()} for shape {tuple(value.shape)}"
@@ -172,6 +172,12 @@ def launch(op: str, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     Uses torch.get_num_threads() threads; the bits of the result do not depend on it. ValueError for codes out of range.
     """
     _kernels()[op][0](torch.get_num_threads(), *map(_pass, args), *map(_pass, outputs))
+
+
+def bind(op: str, args: tuple[Any, ...]) -> Callable[[Tensor], None]:
+    """launch for arguments that stay where they are and an op with one output; the caller keeps them alive."""
+    run, passed = _kernels()[op][0], tuple(map(_pass, args))
+    return lambda output: run(torch.get_num_threads(), *passed, _pass(output))
 
 
 def describe() -> str:

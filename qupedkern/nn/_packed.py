@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qupedkern.ops import unpack_codes
-from qupedkern.ops._define import call
+from qupedkern.ops._bound import Bound
 
 from ._codes import codes_problem, pieces_of
 
@@ -48,6 +48,7 @@ class PackedLayer(nn.Module):
         self.bits = (centers.shape[-1] - 1).bit_length()
         self.weight_shape = tuple(plain.weight.shape)
         self._stored_shape = list(self.by_rows(plain.weight).shape)
+        self._dequantize = Bound("dequantize_packed")
 
     @classmethod
     def _empty(cls, arguments: Mapping[str, Any]) -> nn.Module:
@@ -95,15 +96,15 @@ class PackedLayer(nn.Module):
         return self._dequantized(self.centers)
 
     def _dequantized(self, centers: Tensor) -> Tensor:
-        return self.like_weight(call("dequantize_packed", self.packed, centers, self.bits, self._stored_shape))
+        return self.like_weight(self._dequantize(self.packed, centers, self.bits, self._stored_shape))
 
     def weight_and_bias_for(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """What to multiply input with: for a half type beside float32 centers these are rounded, not the weight."""
-        if input.dtype in _HALVES and self.centers.dtype == torch.float32:
-            return self._dequantized(self.centers.to(input.dtype)), None if self.bias is None else self.bias.to(
-                input.dtype
-            )
-        return self.weight, self.bias
+        centers, bias = self.centers, self.bias
+        if input.dtype in _HALVES and centers.dtype == torch.float32:
+            centers = centers.to(input.dtype)  # type: ignore[assignment]
+            bias = None if bias is None else bias.to(input.dtype)  # type: ignore[assignment]
+        return self._dequantized(centers), bias
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]

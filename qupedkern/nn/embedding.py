@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +62,15 @@ class QuantEmbeddingBag(QuantizedLayer, nn.EmbeddingBag):
         )
 
 
-class PackedEmbedding(PackedLayer):
+class _PackedTable(PackedLayer):
+    @classmethod
+    def _empty(cls, arguments: Mapping[str, Any]) -> nn.Module:
+        sizes = [arguments.get(name) for name in ("num_embeddings", "embedding_dim")]
+        # a weight of its own: without one torch draws random numbers on the meta device, and imports its compiler to do so
+        return super()._empty({**arguments, "_weight": torch.empty(sizes, device="meta")})  # type: ignore[arg-type]
+
+
+class PackedEmbedding(_PackedTable):
     """An embedding stored at `bits` bits a weight; equal to QuantEmbedding in mode "hard" to the bit.
 
     Only the rows looked up are dequantized. An index outside the table is a ValueError on the CPU.
@@ -76,7 +87,7 @@ class PackedEmbedding(PackedLayer):
         return rows
 
 
-class PackedEmbeddingBag(PackedLayer):
+class PackedEmbeddingBag(_PackedTable):
     """An embedding bag stored at `bits` bits a weight; equal to QuantEmbeddingBag in mode "hard" to the bit.
 
     The rows looked up are dequantized, then torch reduces them ("sum", "mean" or "max").

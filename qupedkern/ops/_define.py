@@ -52,8 +52,8 @@ def tensors_of(values: Any) -> Iterator[Tensor]:
 
 def _contiguous(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.contiguous()
-    return [_contiguous(v) for v in value] if isinstance(value, list) else value
+        return value if value.is_contiguous() else value.contiguous()
+    return [_contiguous(v) for v in value] if _is_list(value) else value
 
 
 @cache
@@ -82,19 +82,18 @@ def _run(op: Op, given: tuple[Any, ...]) -> Any:
     return outputs
 
 
-def _watched(args: tuple[Any, ...]) -> bool:
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def watched(args: tuple[Any, ...]) -> bool:
     """Whether anything but the caller must see this call: autograd, a compiler, a transform, a mode or a tensor subclass."""
-    if torch.compiler.is_compiling():
-        return True
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     if torch._C._get_tracing_state() is not None or torch.autograd._profiler_enabled():
         return True
     learning = torch.is_grad_enabled()
-    for value in args:
-        if isinstance(value, Tensor) and (
-            type(value) not in (Tensor, nn.Parameter) or (learning and value.requires_grad)
-        ):
+    for value in args:  # noqa: SIM110  (any() of a generator costs half a microsecond more)
+        if isinstance(value, Tensor) and ((learning and value.requires_grad) or type(value) not in _PLAIN):
             return True
     return False
 
@@ -104,7 +103,7 @@ def call(name: str, *args: Any) -> Any:
 
     For layers, which call with arguments they have checked once; without lists of tensors.
     """
-    if torch.compiler.is_compiling() or _watched(args):
+    if torch.compiler.is_compiling() or watched(args):
         return getattr(torch.ops.qupedkern, name)(*args)
     return _run(OPS[name], args)
 
@@ -133,7 +132,7 @@ def define_op(
 
 def _is_list(value: Any) -> bool:
     """A list of tensors; a list of integers, a shape, is not."""
-    return isinstance(value, list) and all(isinstance(v, Tensor) for v in value)
+    return isinstance(value, list) and (not value or isinstance(value[0], Tensor))
 
 
 def _needed(gradient: Any, needs: Any) -> Any:

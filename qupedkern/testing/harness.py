@@ -15,8 +15,8 @@ from qupedkern.ops._define import mutated, output_hook, tensors_of
 from qupedkern.ops._rows import compute_dtype
 from qupedkern.ops.hard_quantize import nearest
 
-from . import step_tolerances as step_tolerances  # adds to BOUNDS
-from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, smallest_of, undecided, with_output_rounding
+from .bounds import smallest_of
+from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, with_output_rounding
 
 # Decisions and moves of bits: the same bits from every backend.
 BITWISE = (

@@ -1,6 +1,6 @@
 """Bounds of quped_step and center_step: the error is carried through the formula, operation by operation.
 
-Importing this adds them to BOUNDS. Conventions as in tolerances.py.
+Conventions as in tolerances.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from qupedkern.ops import OPS
 from qupedkern.ops._rows import column, midpoints, split_rows
 from qupedkern.ops.assign import cell_codes
 
-from .tolerances import BOUNDS, ROUNDOFF, hard_quantize_backward, soft_quantize_backward, undecided
+from .bounds import ROUNDOFF
+from .row_tolerances import hard_quantize_backward, undecided
+from .soft_tolerances import soft_quantize_backward
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,3 @@ def center_step(
         error = moved.error.amax(-1, keepdim=True).expand_as(c)
         bounds.append(error)
     return tuple(bounds)
-
-
-BOUNDS["quped_step"] = quped_step
-BOUNDS["center_step"] = center_step

@@ -187,7 +187,7 @@ def test_a_federation_checks_its_numbers(federation: Build, few_clients: list[Cl
         ({"sample": 1.5}, "sample must be above 0 and at most 1, got 1.5"),
         ({"evaluations": 3}, "evaluations must be at least 4"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"architecture": "vgg"}, "architecture must be one of cnn, mlp, resnet20, resnet32, resnet8"),
+        ({"architecture": "vgg"}, "architecture must be one of cnn, cnn1, cnn2, mlp, resnet20, resnet32, resnet8"),
         ({"clients": []}, "clients must be a non-empty list"),
         ({"clients": few_clients[1:]}, "with ids 0, 1, ..."),
     ]:

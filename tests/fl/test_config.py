@@ -18,7 +18,7 @@ def parse(text: str) -> config.Config:
 def test_a_configuration_is_read_whole(config_text: str) -> None:
     chosen = parse(config_text)
     assert chosen.experiment.names == ("quped",)
-    assert chosen.equipment == [("mlp", 2)] * 3
+    assert chosen.equipment == [("mlp", 2, "tensor", 1.0)] * 3
     assert chosen.data.classes_per_client == (4, 5)
     assert chosen.algorithm("quped") == algorithms.QuPeD(distill=0.3)
     assert chosen.algorithm("local") == algorithms.Local()
@@ -27,8 +27,8 @@ def test_a_configuration_is_read_whole(config_text: str) -> None:
 def test_clients_may_be_one_table_or_groups(config_text: str) -> None:
     one = config_text.replace("[[clients]]", "[clients]")
     assert parse(one) == parse(config_text)
-    more = parse(config_text + '\n[[clients]]\ncount = 1\narchitecture = "cnn"\nbits = "ternary"\n')
-    assert more.equipment == [("mlp", 2)] * 3 + [("cnn", "ternary")]
+    more = parse(config_text + '\n[[clients]]\ncount = 1\narchitecture = "cnn"\nbits = "ternary"\ngroups = "channel"\n')
+    assert more.equipment == [("mlp", 2, "tensor", 1.0)] * 3 + [("cnn", "ternary", "channel", 1.0)]
 
 
 def test_the_command_line_overrides_and_an_algorithm_given_there_runs_alone(config_text: str) -> None:
@@ -41,11 +41,11 @@ def test_the_command_line_overrides_and_an_algorithm_given_there_runs_alone(conf
 
 def test_the_quickstart_is_what_it_promises() -> None:
     chosen = config.load(QUICKSTART)
-    architectures, bits = zip(*chosen.equipment, strict=True)
+    architectures, bits, _, _ = zip(*chosen.equipment, strict=True)
     assert len(chosen.equipment) >= 10
     assert set(bits) == {1, 2, 4}
     assert set(architectures) == {"mlp", "cnn"}
-    assert chosen.data == config.Data("digits", (3, 4), (0.6, 0.1, 0.3))
+    assert chosen.data == config.Data(name="digits", classes_per_client=(3, 4), fractions=(0.6, 0.1, 0.3))
     assert set(chosen.experiment.names) == {"quped", "fedavg", "local"}
 
 
@@ -66,11 +66,19 @@ MISTAKES = [
     (
         "rounds = 2",
         'rounds = 2\narchitecture = "vgg"',
-        "architecture must be one of cnn, mlp, resnet20, resnet32, resnet8, got 'vgg'",
+        "architecture must be one of cnn, cnn1, cnn2, mlp, resnet20, resnet32, resnet8, got 'vgg'",
     ),
     ('name = "tiny"', 'name = "../tiny"', "name must be a plain file name"),
     ("classes_per_client = [4, 5]", "classes_per_client = [4, 5, 6]", "must be an integer or a list of 2 integers"),
     ("bits = 2", "bits = 9", "bits must be one of 1, 2, 3, .*, got 9"),
+    ("bits = 2", 'bits = 2\ngroups = "row"', "groups must be 'tensor', 'channel' or a block length, got 'row'"),
+    (
+        'name = "digits"',
+        'name = "digits"\npartition = "random"',
+        "partition must be one of classes, dirichlet, shards,",
+    ),
+    ('name = "digits"', 'name = "digits"\naugment = "crop"', "augment must be one of none, flip_crop, got 'crop'"),
+    ('name = "digits"', 'name = "digits"\nsamples = 0', "samples must be at least 1, got 0"),
     ("bits = 2", 'bits = "two"', "bits must be one of .*ternary, float, got 'two'"),
     ("count = 3", "count = 0", "count must be at least 1, got 0"),
     ("[[clients]]", "[[client]]", "unknown key 'client', allowed are experiment, data, clients, algorithms"),

@@ -131,7 +131,10 @@ def test_data_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         ("ragged.npz", "y of shape"),
         ("float_labels.npz", "labels 0, 1"),
         ("pickled.npz", "plain arrays"),
-        ("mnist", "must be 'digits' or a file ending in .npz"),
+        (
+            "mnlst",
+            "must be one of digits, mnist, fashion-mnist, cifar10, femnist, or a file ending in .npz, got 'mnlst'",
+        ),
     ]:
         with pytest.raises(DataError, match=sentence):
             data.load(name, tmp_path)
@@ -163,11 +166,16 @@ def test_resnets_have_the_parameters_of_their_depth_and_quantize_all_but_their_e
         assert len(qk.nn.quantized_layers(model)) == layers
 
 
+def test_cnn1_and_cnn2_have_their_parameters() -> None:
+    for name, parameters in [("cnn1", 9930), ("cnn2", 25066)]:
+        assert sum(p.numel() for p in build(name, (1, 14, 14), 10, seed=0).parameters()) == parameters
+
+
 def test_a_resnet_that_is_too_small_for_its_strides_is_refused() -> None:
     with pytest.raises(ValueError, match="images must be at least 4 x 4, got 3 x 8"):
         build("resnet20", (1, 3, 8), 10, 0)
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="must be one of cnn, mlp, resnet20, resnet32, resnet8, got 'vgg'"):
+    with pytest.raises(ValueError, match="must be one of cnn, cnn1, cnn2, mlp, resnet20, resnet32, resnet8, got 'vgg'"):
         build("vgg", (1, 8, 8), 10, 0)

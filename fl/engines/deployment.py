@@ -1,0 +1,208 @@
+"""A federation on several machines: Flower's server and nodes as processes, and what the two sides do within them.
+
+`serve` starts the server and one run, `join` starts a node; what they then do is in engines/deployed.py.
+"""
+
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+from fl import config as configuration
+from fl.engines import loop
+from fl.errors import CheckpointError, UserError, WorkerError
+from fl.result import RunResult
+
+_START = 60.0  # seconds in which Flower's server must open its port
+_APP = """[project]
+name = "qupedkern-federation"
+version = "1.0.0"
+description = "A run of python -m fl serve"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "qupedkern"
+
+[tool.flwr.app.components]
+serverapp = "fl.engines.flower:deployed_server"
+clientapp = "fl.engines.flower:deployed_client"
+
+[tool.flwr.app.config]
+"""
+
+
+def flower_environment() -> None:
+    """Set, where the user has not, what Flower and Ray read when they are imported: nothing is sent, nothing installed."""
+    for name in ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "FLWR_DISABLE_UPDATE_CHECK"):
+        os.environ.setdefault(name, "1")
+    for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+        os.environ.setdefault(name, "0")
+
+
+def serve(
+    config: Path,
+    overrides: Mapping[str, object],
+    out: Path,
+    *,
+    host: str,
+    port: int,
+    resume: bool,
+    patience: float,
+    options: Sequence[str] = (),
+) -> RunResult:
+    """Start Flower's server, run CONFIG's algorithm on the nodes that join, stop the server.
+
+    options: handed to flower-superlink as they are (TLS, node authentication).  Raises WorkerError where Flower fails.
+    """
+    chosen = configuration.loads(config.read_text(), str(config)).override(**overrides)
+    _check_out(out, resume)
+    with tempfile.TemporaryDirectory(prefix="qupedkern-flower-") as text:
+        home = Path(text)
+        environment = _environment(home / "home")
+        outcome = home / "outcome.json"
+        (home / "app").mkdir()
+        run_options = {
+            "config": config.read_text(),
+            "overrides": json.dumps(dict(overrides)),
+            "out": str(out.resolve()),
+            "outcome": str(outcome),
+            "resume": "1" if resume else "0",
+            "patience": str(patience),
+        }
+        lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in run_options.items())
+        (home / "app" / "pyproject.toml").write_text(_APP + lines)
+        connection = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{host}:{port}"\n'
+        authority = _option(options, "--ssl-ca-certfile")
+        connection += f'root-certificates = "{authority}"\n' if authority else "insecure = true\n"
+        (home / "home" / "config.toml").write_text(connection)
+        security = list(options) if authority else [*insecure(host, options), *options]
+        command = [_program("flower-superlink"), "--host", host, "--port", str(port), *security]
+        with _process(command, environment) as server:
+            _wait_for(host, port, server)
+            flwr = _program("flwr")
+            subprocess.run([flwr, "run", str(home / "app"), "here", "--stream"], env=environment, check=False)
+        if not outcome.exists():
+            raise WorkerError("serve: Flower's server app ended without an outcome; its log above tells why")
+        problem = json.loads(outcome.read_text())["problem"]
+        if problem is not None:
+            raise WorkerError(problem)
+    return loop.load_result(chosen.algorithm(chosen.experiment.algorithm), out)
+
+
+def join(
+    clients: Sequence[int],
+    state: Path,
+    *,
+    server: str,
+    data_directory: Path | None,
+    options: Sequence[str] = (),
+) -> int:
+    """Run a node that has these clients, until it is stopped; returns Flower's exit code. options: for flower-supernode."""
+    state.mkdir(parents=True, exist_ok=True)
+    own = {
+        "clients": ",".join(map(str, clients)),
+        "data": "" if data_directory is None else str(data_directory.resolve()),
+        "state": str(state.resolve()),
+    }
+    security = [] if _option(options, "--root-certificates") else insecure(server.rsplit(":", 1)[0], options)
+    command = [_program("flower-supernode"), "--superlink", server, "--port", str(free_port()), *security, *options]
+    command += ["--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in own.items())]
+    with _process(command, _environment(state / "flower")) as node:
+        return node.wait()
+
+
+def parse_clients(text: str) -> list[int]:
+    """Client numbers from "0", "0,2,5", "0-9" or a mixture."""
+    numbers: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise UserError(f"join: clients must be numbers like 0,2,5 or 0-9, got {text!r}")
+        numbers.extend(range(int(first), int(last if dash else first) + 1))
+    return sorted(set(numbers))
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"serve: {out} is not empty, continue with --resume or choose another --out")
+
+
+def _option(options: Sequence[str], name: str) -> str | None:
+    return dict(pairwise(options)).get(name)
+
+
+def insecure(host: str, options: Sequence[str]) -> list[str]:
+    """--insecure where nothing leaves this machine; elsewhere it must have been asked for."""
+    if "--insecure" in options:
+        return []
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        raise UserError(f"flower: {host} is another machine, give certificates (README: TLS) or ask for --insecure")
+    return ["--insecure"]
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Flower's home is the run's own; its programs, which start each other by name, are found beside this Python."""
+    flower_environment()
+    home.mkdir(parents=True, exist_ok=True)
+    return {**os.environ, "FLWR_HOME": str(home.resolve()), "PATH": _search_path()}
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name, path=_search_path())
+    if path is None:
+        raise UserError(f"flower: there is no program {name}, install qupedkern's extra 'flower'")
+    return path
+
+
+def _search_path() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+@contextmanager
+def _process(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=dict(environment))
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise WorkerError(
+                f"serve: Flower's server ended with exit code {server.returncode}; its log above tells why"
+            )
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise WorkerError(f"serve: Flower's server did not open {host}:{port} in {_START:.0f} s")

@@ -1,0 +1,143 @@
+"""Flower itself: its simulation, and a real deployment of processes, against the serial engine. Needs the extra 'flower'."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Outcome = Callable[[Path], dict[str, Any]]
+FLWR = importlib.util.find_spec("flwr")
+
+pytestmark = [
+    pytest.mark.skipif(FLWR is None, reason="FLOWER NOT CHECKED: flwr is missing, install qupedkern[flower]"),
+    pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups"),
+]
+ROOT = Path(__file__).parents[2]
+MINUTES = 60.0
+CONFIG = """
+[experiment]
+name = "tiny"
+rounds = 3
+sample = 0.5
+evaluations = 6
+
+[data]
+name = "digits"
+classes_per_client = [4, 5]
+
+[[clients]]
+count = 2
+architecture = "mlp"
+bits = 2
+
+[[clients]]
+count = 2
+architecture = "cnn"
+bits = "ternary"
+"""
+
+
+class Programs:
+    """`python -m fl ...` with all that this process sees; every process of a test ends with it."""
+
+    def __init__(self, directory: Path) -> None:
+        assert FLWR is not None
+        assert FLWR.origin is not None
+        scripts = Path(FLWR.origin).parents[1] / "bin"  # where flwr was installed apart from this environment
+        self._directory = directory
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+            "PATH": os.pathsep.join([str(scripts), os.environ.get("PATH", "")]),
+            "FLWR_HOME": str(directory / "flower-home"),
+        }
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: object) -> subprocess.Popen[bytes]:
+        log = open(self._directory / f"log{len(self._running)}.txt", "wb")  # noqa: SIM115 (the process writes to it)
+        command = [sys.executable, "-m", "fl", *map(str, arguments)]
+        process = subprocess.Popen(
+            command, env=self._environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        log.close()
+        self._running.append(process)
+        return process
+
+    def run(self, *arguments: object) -> None:
+        process = self.start(*arguments)
+        assert process.wait(10 * MINUTES) == 0, self.logs()
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._directory.glob("log*.txt")))
+
+    def close(self) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    started = Programs(tmp_path)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def serial(programs: Programs, tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    programs.run("run", tmp_path / "tiny.toml", "--out", tmp_path / "serial")
+    return tmp_path / "serial" / "quped"
+
+
+def test_the_simulation_gives_the_bits_of_the_serial_engine(
+    outcome: Outcome, programs: Programs, serial: Path, tmp_path: Path
+) -> None:
+    programs.run("run", tmp_path / "tiny.toml", "--out", tmp_path / "sim", "--engine", "flower", "--workers", 2)
+    assert outcome(tmp_path / "sim" / "quped") == outcome(serial)
+
+
+def test_a_deployment_gives_the_bits_of_the_serial_engine_though_a_node_is_killed(
+    outcome: Outcome, programs: Programs, serial: Path, tmp_path: Path
+) -> None:
+    """A server and two nodes; one is killed when it has trained, and started again with the same directory."""
+    from fl.engines.deployment import free_port
+
+    port = free_port()
+    server = programs.start(
+        *("serve", tmp_path / "tiny.toml", "--out", tmp_path / "served", "--port", port, "--patience", 300)
+    )
+    nodes = {
+        clients: ("join", clients, "--state", tmp_path / f"node{clients}", "--server", f"127.0.0.1:{port}")
+        for clients in ("0,1", "2-3")
+    }
+    running = {clients: programs.start(*arguments) for clients, arguments in nodes.items()}
+    deadline = time.monotonic() + 10 * MINUTES
+    while not (trained := sorted(tmp_path.glob("node*/*/state/client_*"))):
+        assert time.monotonic() < deadline, programs.logs()
+        assert server.poll() is None, programs.logs()
+        time.sleep(0.05)
+    victim = trained[0].relative_to(tmp_path).parts[0].removeprefix("node")
+    os.killpg(running[victim].pid, signal.SIGKILL)
+    running[victim].wait()
+    assert server.poll() is None, "the run ended before the node could be killed"
+    programs.start(*nodes[victim])
+    assert server.wait(10 * MINUTES) == 0, programs.logs()
+    got, expected = outcome(tmp_path / "served" / "quped"), outcome(serial)
+    for name in ("records", "summary", "state/server.3.safetensors"):
+        assert got[name] == expected[name]
+    for path in [*serial.glob("state/client_*"), *serial.glob("models/client_*")]:
+        (kept,) = tmp_path.glob(f"node*/*/{path.parent.name}/{path.name}")
+        assert kept.read_bytes() == path.read_bytes(), path.name
