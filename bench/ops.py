@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from . import cases, machine
+from . import cases
+from .against_streams import each, timed
 from .records import Row
-from .streams import limits, scratch
+from .streams import scratch
 from .tables import Column, Table
-from .timing import interleaved
-from .workloads import Workload, workload
+from .workloads import Workload
 
 NAMES, QUICK, LEVELS = ("1M",), ("layer",), (2, 4, 16)
 # Ops whose kernels sum or exponentiate in another order than the reference; all others must agree to the bit.
@@ -52,18 +52,7 @@ def measure(op: str, work: Workload, m: int, *, rounds: int, compiled: bool) -> 
     for name, candidate in candidates.items():
         check(name, candidate(), expected, case)
     copy = [([source], [target]) for source, target in [scratch(2, case.bytes // 8)]]
-    timings = interleaved({**candidates, **limits(work.threads, copy)}, rounds=rounds)
-    return Row(
-        bench="ops",
-        name=work.name,
-        title=work.title,
-        m=m,
-        dtype="float32",
-        variant=op,
-        bytes=case.bytes,
-        time_us_p20_p50_p80={name: timing.rounded() for name, timing in timings.items()},
-        machine=machine.description(),
-    )
+    return timed("ops", work, m, candidates, copy, rounds=rounds, variant=op, moved=case.bytes)
 
 
 def rows(
@@ -76,11 +65,9 @@ def rows(
     op: str | None = None,
 ) -> list[Row]:
     """All rows of one process; op: of that op alone."""
+    ops = (op,) if op else cases.OP_NAMES
     return [
-        measure(one, workload(name, threads), m, rounds=rounds, compiled=compiled)
-        for name in names
-        for one in ((op,) if op else cases.OP_NAMES)
-        for m in levels
+        measure(one, work, m, rounds=rounds, compiled=compiled) for work, one, m in each(names, ops, levels, threads)
     ]
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import machine, rivals
+from . import rivals
+from .against_streams import each, timed
 from .native import available, native_call
 from .records import Row
-from .streams import limits, scratch
+from .streams import scratch
 from .tables import Column, Table
 from .targets import Target, at_least, at_most
-from .timing import interleaved
-from .workloads import Tensors, Workload, tensors, workload
+from .workloads import Tensors, Workload, tensors
 
 NAMES = ("1M", "ResNet-20", "16M")
 QUICK = ("64k",)
@@ -135,18 +135,7 @@ def measure(work: Workload, m: int, dtype: str, *, rounds: int, compiled: bool) 
         check(name, candidate(), true, case)
     del true
     moves = _moves(work, DTYPES[dtype])
-    timings = interleaved({**candidates, **limits(work.threads, moves)}, rounds=rounds)
-    return Row(
-        bench="soft",
-        name=work.name,
-        title=work.title,
-        m=m,
-        dtype=dtype,
-        variant="",
-        bytes=sum(t.nbytes for sources, targets in moves for t in (*sources, *targets)),
-        time_us_p20_p50_p80={name: timing.rounded() for name, timing in timings.items()},
-        machine=machine.description(),
-    )
+    return timed("soft", work, m, candidates, moves, rounds=rounds, dtype=dtype)
 
 
 def _targets(title: str, targets: Sequence[Target]) -> dict[tuple[str, str, str, int], Target]:
@@ -200,8 +189,7 @@ TABLES = [
 
 def rows(names: Sequence[str], levels: Sequence[int], *, rounds: int, threads: int | None, compiled: bool) -> list[Row]:
     """All rows of one process."""
-    found = []
-    for name in names:
-        for dtype in DTYPES:
-            found += [measure(workload(name, threads), m, dtype, rounds=rounds, compiled=compiled) for m in levels]
-    return found
+    return [
+        measure(work, m, dtype, rounds=rounds, compiled=compiled)
+        for work, dtype, m in each(names, tuple(DTYPES), levels, threads)
+    ]

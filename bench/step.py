@@ -15,14 +15,14 @@ from torch import Tensor
 
 from qupedkern.ops import OPS
 
-from . import machine, rivals
+from . import rivals
+from .against_streams import each, timed
 from .native import available, native_call
 from .records import Row
-from .streams import limits, scratch
+from .streams import scratch
 from .tables import Column, Table
 from .targets import Target, at_least, at_most
-from .timing import interleaved
-from .workloads import Tensors, Workload, tensors, workload
+from .workloads import Tensors, Workload, tensors
 
 NAMES = ("1M", "ResNet-20", "16M")
 QUICK = ("64k",)
@@ -174,31 +174,14 @@ def measure(work: Workload, m: int, optimizer: str, *, rounds: int) -> Row:
         check(name, run(), state.kept(optimizer), expected, right.kept(optimizer))
     streams = scratch(3 if optimizer == "SGD" else 4, work.numel)
     written = [streams[0], *streams[2:]]  # all but the gradient
-    timings = interleaved(
-        {**{name: run for name, (_, run) in candidates.items()}, **limits(work.threads, [(streams, written)])},
-        rounds=rounds,
-    )
-    return Row(
-        bench="step",
-        name=work.name,
-        title=work.title,
-        m=m,
-        dtype="float32",
-        variant=optimizer,
-        bytes=sum(t.nbytes for t in (*streams, *written)),
-        time_us_p20_p50_p80={name: timing.rounded() for name, timing in timings.items()},
-        machine=machine.description(),
-    )
+    runs = {name: run for name, (_, run) in candidates.items()}
+    return timed("step", work, m, runs, [(streams, written)], rounds=rounds, variant=optimizer)
 
 
 def rows(names: Sequence[str], levels: Sequence[int], *, rounds: int, threads: int | None, compiled: bool) -> list[Row]:
     """All rows of one process."""
-    return [
-        measure(workload(name, threads), m, optimizer, rounds=rounds)
-        for name in names
-        for optimizer in ("SGD", "Adam")
-        for m in levels
-    ]
+    cases = each(names, ("SGD", "Adam"), levels, threads)
+    return [measure(work, m, optimizer, rounds=rounds) for work, optimizer, m in cases]
 
 
 def _targets(targets: Mapping[tuple[str, str], Sequence[Target]]) -> dict[tuple[str, str, str, int], Target]:
