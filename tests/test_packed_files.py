@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -286,6 +287,25 @@ def test_save_refuses_what_it_cannot_write_with_a_sentence(tmp_path: Path) -> No
             qk.save(model, where)
         assert sentence in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_an_earlier_version_wrote_is_read() -> None:
+    """tests/data/format_1.safetensors: 3 levels a channel, written through the safetensors package before files/ was there."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding="same", padding_mode="reflect"),
+            nn.BatchNorm2d(4),
+            nn.Flatten(),
+            nn.Linear(144, 5, bias=False),
+            nn.Linear(5, 3),
+        )
+
+    loaded = qk.load(model, Path(__file__).parent / "data" / "format_1.safetensors")
+    values = [layer.weight.detach() for layer in packed_layers(loaded).values()]
+    assert [tuple(value.shape) for value in values] == [(4, 1, 3, 3), (5, 144), (3, 5)]
+    content = b"".join(value.numpy().tobytes() for value in values)
+    assert hashlib.sha256(content).hexdigest() == "a257a44b0703c9258578024c459df753e0f1e2391982f67adc47fa1cc3f20a6d"
 
 
 # -- the command line -----------------------------------------------------------------------------------------------------
