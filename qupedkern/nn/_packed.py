@@ -100,7 +100,9 @@ class PackedLayer(nn.Module):
 
     def weight_and_bias_for(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """What to multiply input with: for a half type beside float32 centers these are rounded, not the weight."""
-        centers, bias = self.centers, self.bias
+        bias, centers = self.bias, self._parameters.get("centers")  # by name: nn.Module takes a microsecond to find it
+        if centers is None:  # something has put another tensor in its place
+            centers = self.centers
         if input.dtype in _HALVES and centers.dtype == torch.float32:
             centers = centers.to(input.dtype)  # type: ignore[assignment]
             bias = None if bias is None else bias.to(input.dtype)  # type: ignore[assignment]

@@ -8,21 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qupedkern.backends import EAGER, forced, module, select
+from qupedkern.backends import EAGER, _Forced, module, select
 
 from ._define import OPS, call, output_hook, watched
 
 
-def _identity(value: Any) -> Any:
-    """What tells that an argument is the one of the last call: of a tensor where and what it is, not what it holds."""
-    if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, value.dtype, value.is_contiguous()
-    return value
-
-
 class Bound:
     """call(name, *args) for an op with one output. The choice of backend and the arguments' native form are kept while the
-    tensors stay where they are and no other backend is forced: a third of the cost of a small call. Values are read anew.
+    tensors stay where and what they are and use_backend asks for no other backend (the environment is for a whole process and
+    read when they are first seen): a third of the cost of a small call. Values are read anew.
 
     A copy starts afresh, so that it never knows the tensors of another.
     """
@@ -40,7 +34,12 @@ class Bound:
     def __call__(self, *args: Any) -> Tensor:
         if torch.compiler.is_compiling() or watched(args):
             return call(self.name, *args)
-        key = [forced(), *[_identity(a) for a in args]]
+        key: list[Any] = [_Forced.name]
+        for value in args:
+            if isinstance(value, Tensor):
+                key += (value.data_ptr(), value.shape, value.dtype, value.is_contiguous())
+            else:
+                key.append(value)
         kept = self._kept
         if kept is None or kept[0] != key:
             launch = self._bind(args)

@@ -12,7 +12,7 @@ from torch import Tensor
 from qupedkern.backends import batch_invariant
 
 from ._checks import check_center_type, check_float, check_same_device
-from ._define import define_op, differentiable, not_differentiable
+from ._define import call, define_op, differentiable, not_differentiable
 from ._packed import check_packed
 from ._rows import compute_dtype, row_sum
 from .dequantize_packed import reference as dequantize_packed
@@ -98,4 +98,4 @@ def lut_linear(
     Differentiable in x, centers and bias. Raises ValueError for a code >= m on the CPU (accelerators clamp it), TypeError or
     ValueError for wrong types and shapes.
     """
-    return torch.ops.qupedkern.lut_linear(*_prepare(x, packed, centers, bias, bits, shape))
+    return call("lut_linear", *_prepare(x, packed, centers, bias, bits, shape))

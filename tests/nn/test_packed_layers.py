@@ -16,6 +16,8 @@ from torch.func import functional_call
 import qupedkern as qk
 from qupedkern.nn import PackedLayer, PackedLinear, kind_of
 from qupedkern.ops import OPS
+from qupedkern.ops._rows import compute_dtype
+from qupedkern.testing.bounds import ROUNDOFF, smallest_of
 from qupedkern.testing.tolerances import BOUNDS, with_output_rounding
 from qupedkern.testing.tolerances import assert_close as close
 
@@ -30,7 +32,8 @@ def assert_output_of_hard_weights(layer: PackedLayer, case: LayerCase, got: Tens
         assert torch.equal(got, expected)
         return
     assert got.dtype == expected.dtype
-    u, eta = (2.0**-53, 0.0) if case.x.dtype == torch.float64 else (2.0**-24, 2.0**-149)
+    compute = compute_dtype(case.x)
+    u, eta = ROUNDOFF[compute], smallest_of("lut_linear", (case.x,), compute)
     bias = None if layer.bias is None else layer.bias.detach().double()
     args = (case.x.double(), layer.packed, layer.centers.detach().double(), bias, layer.bits, list(layer.weight_shape))
     (bound,) = BOUNDS["lut_linear"](*args, u=u, eta=eta)
