@@ -4,6 +4,7 @@
                         quorum, threads, engine, workers, out
 [data]                  name, augment, and how it is cut: the fields of data.Plan
 [[clients]]             count, architecture, bits, groups, speed: one group of equal devices each
+[wire]                  up_bits, down_bits, error_feedback: packed messages, see wire.py
 [algorithms.<name>]     hyper-parameters of an algorithm, where they are not its defaults
 """
 
@@ -20,6 +21,7 @@ from fl.algorithms import BY_NAME, Algorithm
 from fl.core import Bits, Groups
 from fl.engines import ENGINES
 from fl.errors import ConfigError
+from fl.wire import Wire
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -112,6 +114,26 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """[wire]: bits of uploads and downloads, as wire.Wire takes them."""
+
+    up_bits: int | None = None
+    down_bits: int | None = None
+    error_feedback: bool = True
+
+    def around(self, algorithm: Algorithm) -> Algorithm:
+        """The algorithm, with packed messages where there are bits."""
+        if self.up_bits is None and self.down_bits is None:
+            return algorithm
+        return Wire(algorithm, self.up_bits, self.down_bits, self.error_feedback)
+
+    def __post_init__(self) -> None:
+        for key, bits in (("up_bits", self.up_bits), ("down_bits", self.down_bits)):
+            if bits is not None:
+                _one_of(key, bits, range(1, 9))
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole configuration. algorithms: by name, with the hyper-parameters given."""
 
@@ -119,6 +141,7 @@ class Config:
     data: Data
     clients: tuple[Group, ...]
     algorithms: Mapping[str, Algorithm] = field(default_factory=dict)
+    wire: Packing = Packing()
 
     @property
     def equipment(self) -> list[tuple[str, Bits, Groups, float]]:
@@ -131,7 +154,7 @@ class Config:
 
     def algorithm(self, name: str) -> Algorithm:
         """The algorithm of that name, with its defaults where the file says nothing."""
-        return self.algorithms[name] if name in self.algorithms else BY_NAME[name]()
+        return self.wire.around(self.algorithms[name] if name in self.algorithms else BY_NAME[name]())
 
     def override(self, **given: Any) -> "Config":
         """The configuration with what the command line gave of [experiment]; an algorithm given there runs alone."""
@@ -167,7 +190,7 @@ def loads(text: str, source: str = "config") -> Config:
 def parse(content: Mapping[str, Any], source: str = "config") -> Config:
     """A configuration from TOML's tables. source: named in errors."""
     where = f"config: {source}"
-    _check_keys(content, ["experiment", "data", "clients", "algorithms"], ["experiment", "clients"], where)
+    _check_keys(content, ["experiment", "data", "clients", "wire", "algorithms"], ["experiment", "clients"], where)
     groups = content["clients"] if isinstance(content["clients"], list) else [content["clients"]]
     if not groups:
         raise ConfigError(f"{where}: clients must have at least one group, got none")
@@ -177,6 +200,7 @@ def parse(content: Mapping[str, Any], source: str = "config") -> Config:
         experiment=_read(Experiment, content["experiment"], f"{where} [experiment]"),
         data=_read(Data, content.get("data", {}), f"{where} [data]"),
         clients=tuple(_read(Group, group, f"{where} [clients]") for group in groups),
+        wire=_read(Packing, content.get("wire", {}), f"{where} [wire]"),
         algorithms={
             name: _read(BY_NAME[name], table, f"{where} [algorithms.{name}]") for name, table in tables.items()
         },

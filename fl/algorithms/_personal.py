@@ -175,7 +175,8 @@ class Personal(Algorithm):
         model = self._new_model(job, client, init="linspace")  # the cheapest: centers come from the state
         optimizer = self._new_optimizer(job, client, model)
         load_model(model, {name[len("model.") :]: state.tensors[name] for name in state.scalars["model"]})
-        optimizer.load_state_dict(unflatten(state.tensors, state.scalars["optimizer"]))
+        moments = {name: tensor.clone() for name, tensor in state.tensors.items() if name.startswith("optimizer.")}
+        optimizer.load_state_dict(unflatten(moments, state.scalars["optimizer"]))  # which keeps what it is given
         return model, optimizer
 
     def _capture(self, model: nn.Module, optimizer: Optimizer, last_round: int) -> ClientState:

@@ -57,7 +57,8 @@ def step(run: Federation, number: int, round_index: int = 0) -> Update:
 def test_a_client_step_changes_nothing_it_was_given(algorithm: Algorithm, clients: list[Client]) -> None:
     run = federation(algorithm, clients)
     for client in clients:
-        state, server = algorithm.start_client(run.job, client), algorithm.start_server(run.job)
+        server = algorithm.start_server(run.job)
+        state = algorithm.client_step(run.job, client, algorithm.start_client(run.job, client), server, 0).state
         before = [tensor.clone() for tensor in [*state.tensors.values(), *server.values()]]
         random = torch.get_rng_state()
         one = algorithm.client_step(run.job, client, state, server, 1)
