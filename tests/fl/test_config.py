@@ -81,7 +81,7 @@ MISTAKES = [
     ('name = "digits"', 'name = "digits"\nsamples = 0', "samples must be at least 1, got 0"),
     ("bits = 2", 'bits = "two"', "bits must be one of .*ternary, float, got 'two'"),
     ("count = 3", "count = 0", "count must be at least 1, got 0"),
-    ("[[clients]]", "[[client]]", "unknown key 'client', allowed are experiment, data, clients, algorithms"),
+    ("[[clients]]", "[[client]]", "unknown key 'client', allowed are experiment, data, clients, wire, algorithms"),
     ("distill = 0.3", "distil = 0.3", r"\[algorithms.quped\]: unknown key 'distil', allowed are local_steps"),
     ("distill = 0.3", "distill = 1.3", "distill must be between 0 and 1, got 1.3"),
     ("distill = 0.3", 'variant = "soft"', "variant must be one of simultaneous, alternating, hard, got 'soft'"),
