@@ -83,16 +83,17 @@ def quantize_(
     """Replace nn.Linear, nn.Conv1d, ... by QuantLinear, QuantConv1d, ..., in place; weights keep their values, mode is "float".
 
     bits: 1..8 (default 2), or levels: 2..256 (3 for ternary).  groups: one row of centers per "tensor", per output
-    "channel", or per block of that many weights (must divide weight[0].numel()).  init: "kmeans" (exact), "linspace",
-    "quantile" or "signed_mean" (2 levels).  rule(name, module) -> bool: which layers; default all but the first
-    convolution and the last linear.  overrides: exact module name -> bits, quantized whatever the rule says.
+    "channel" (an embedding's row, a transposed convolution's output), or per block of that many weights, which must divide
+    those of one channel.  init: "kmeans" (exact), "linspace", "quantile" or "signed_mean" (2 levels).
+    rule(name, module) -> bool: which layers; default all but the first convolution and the last linear.  overrides: exact
+    module name -> bits, quantized whatever the rule says.
     Parameters stay the same objects: tied weights stay tied, across kinds too, and share their centers; layers that share
     a weight are quantized together or, where one of them is left, not at all. Modules that read the `weight` of a child
     instead of calling it get the float weight in every mode: nn.MultiheadAttention is known and its out_proj left alone,
     leave others of that kind out by a rule. Create optimizers after this call, for the new centers. Returns a Conversion that
     names what was quantized and why the rest was not.
-    Raises ValueError or TypeError, before anything is changed, for bad arguments, an unknown name in overrides, an uneven
-    block, or different bits for layers that share a weight.
+    Raises ValueError or TypeError, before anything is changed, for bad arguments, an override of a layer that is unknown or
+    cannot be quantized, an uneven block, or different bits for layers that share a weight.
     """
     replacements, report = plan("quantize_", model, levels_of("quantize_", bits, levels), groups, init, rule, overrides)
     replace_modules(model, replacements)
@@ -176,7 +177,7 @@ def _sharer(op: str, owners: dict[int, tuple[str, QuantizedLayer]], name: str, l
 
 
 def pack_layer(layer: QuantizedLayer) -> PackedLayer:
-    """The packed form of one Quant* layer, equal to its mode "hard" to the bit."""
+    """The packed form of one Quant* layer; its weight equals that of mode "hard" to the bit."""
     centers = layer.centers.detach().to(layer.weight.dtype)
     with torch.no_grad():
         packed = pack_codes(layer.codes(), layer.bits)
@@ -193,8 +194,9 @@ def pack_layer(layer: QuantizedLayer) -> PackedLayer:
 def pack_(model: nn.Module) -> nn.Module:
     """Replace every Quant* layer by its packed form, in place: codes at `bits` bits a weight and the centers.
 
-    Outputs equal mode "hard" to the bit (inside torch's fused transformer inference, which sums in another order, to
-    rounding); layers that share a weight share its codes and centers. Returns the model.
+    Weights equal mode "hard" to the bit, and so do outputs where torch multiplies with them: convolutions and embeddings.
+    Packed linear layers sum in lut_linear's own order, within the bound of a float32 dot product, as torch's fused transformer
+    inference does in its. Layers that share a weight share its codes and centers. Returns the model.
     Raises ValueError where the model has no Quant* layer, or a weight is not finite; the model is then as it was.
     """
     check_model("pack_", model)
