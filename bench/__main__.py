@@ -115,7 +115,7 @@ def _add_timing(parser: argparse.ArgumentParser, module: str, names: str) -> Non
     )
     parser.add_argument("--runs", type=int, default=1, help="separate processes whose medians count (5 to publish)")
     parser.add_argument(
-        "--rounds", type=int, help=f"samples of each candidate in a process (default {ROUNDS}; linear 9)"
+        "--rounds", type=int, help=f"samples of each candidate in a process (default {ROUNDS}; linear 5)"
     )
     parser.add_argument(
         "--no-compile", dest="compile", action="store_false", help="without torch.compile, slow to start"

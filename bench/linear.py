@@ -31,7 +31,8 @@ PER_CHANNEL = (3, 4)
 OURS = ("native", "per channel", "layer")
 BATCHES = (1, 4, 16, 64)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ROUNDS = 9
+ROUNDS = 5
+SLOW = 0.03  # seconds; what takes as long is sampled in every third round, so that five processes take ten minutes
 INTX = 4096 * 4096  # torchao's weight-only layers take a tenth of a second and more: timed once, at batch 1
 
 Found = dict[str, Contender]  # by name; of ours, and of rivals that have each number of bits, by name and bits
@@ -114,7 +115,9 @@ def measure(
                 raise
             absent[key.split(" @")[0]] = str(why)
     read = _read_bytes()
-    timings = interleaved({**{key: call for key, (call, _) in calls.items()}, **reads(threads, read)}, rounds=rounds)
+    timings = interleaved(
+        {**{key: call for key, (call, _) in calls.items()}, **reads(threads, read)}, rounds=rounds, slow=SLOW
+    )
     rows = []
     for bits in levels:
         here = {key.split(" @")[0]: key for key in timings if "@" not in key or key.endswith(f"@ {bits}")}
