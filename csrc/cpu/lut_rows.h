@@ -16,12 +16,18 @@
 
 namespace qk::cpu {
 
-template <int Bits>
+template <int Bits, bool kPermuted = false>
 class RowsKernel {
  public:
   // `codes`, if any, sees the codes that may have no center.
   template <class T>
   static void run(int threads, const LutCall<T>& call, HighestCode* codes) {
+    if constexpr (Bits == 3 && !kPermuted) {
+      if (has_byte_permutation()) {
+        RowsKernel<Bits, true>::run(threads, call, codes);
+        return;
+      }
+    }
     const LutWeights& w = call.weights;
     const int64_t chunks = (w.in_features + kChunkCodes - 1) / kChunkCodes;
     Scratch<0> laid_out(std::min(call.batch, kBatchBlock) * chunks * kChunkCodes);
@@ -176,7 +182,8 @@ class RowsKernel {
           prefetch(ahead);
         }
         add_chunk(
-            tables, [](const uint8_t* all) QK_INLINE { return load_words<Bits>(all); }, std::false_type{}, Mask{});
+            tables, [](const uint8_t* all) QK_INLINE { return load_words<Bits, kPermuted>(all); }, std::false_type{},
+            Mask{});
       }
     }
     unrolled<Rows>([&](auto r) QK_INLINE {

@@ -64,7 +64,9 @@ class SumsKernel {
   static constexpr int64_t kBlockWords = kBlockRows * kVec;  // of a column
   static constexpr int64_t kBatchBlock = 16;                 // rows of x that share transposed words
   static constexpr int64_t kKeptBlocks = 512 / kBlockRows;
-  static constexpr int64_t kAhead = 65536;  // bytes fetched ahead, in the order of the stream
+  // Lines are fetched in the order of the stream but used by columns, so a whole block of rows ahead; not more than
+  // this.
+  static constexpr int64_t kMostAhead = 1 << 18;
 
   const LutWeights& weights;
   int64_t bytes;    // of a row
@@ -152,8 +154,9 @@ class SumsKernel {
     const int used = static_cast<int>(std::min<int64_t>((bytes - column * kColumnBytes + 3) / 4, kVec));
     const float* table = tables + column * batch * kColumnFloats;
     if (batch == 1) {
-      const uintptr_t ahead = reinterpret_cast<uintptr_t>(weights.packed + row * bytes) +
-                              static_cast<uintptr_t>(kAhead + column * kBlockRows * kColumnBytes);
+      const uintptr_t ahead =
+          reinterpret_cast<uintptr_t>(weights.packed + row * bytes) +
+          static_cast<uintptr_t>(std::min(kBlockRows * bytes, kMostAhead) + column * kBlockRows * kColumnBytes);
       add_words<1, true>(words, 0, used, table, ahead, sums);
       return;
     }

@@ -53,7 +53,12 @@ inline void transpose_columns(const uint8_t* from, int64_t stride, int32_t* to) 
 inline void transpose_some(const uint8_t* from, int64_t stride, int64_t rows, int64_t bytes, int32_t* to) {
   alignas(64) uint8_t whole[kVec * kColumnBytes] = {};
   for (int64_t row = 0; row < rows; ++row) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    const __mmask64 inside = ~uint64_t{0} >> (kColumnBytes - bytes);
+    _mm512_store_si512(whole + row * kColumnBytes, _mm512_maskz_loadu_epi8(inside, from + row * stride));
+#else
     std::memcpy(whole + row * kColumnBytes, from + row * stride, static_cast<size_t>(bytes));
+#endif
   }
   transpose_columns(whole, kColumnBytes, to);
 }

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
@@ -50,8 +52,22 @@ QK_HD void prefetch(uintptr_t at) {
 #endif
 }
 
-// The words of a chunk, all 16 Bits bytes of which are read.
-template <int Bits>
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+// Whether bytes move across a register in one instruction (AVX512_VBMI); QUPEDKERN_DISABLE, read once, may name it.
+inline bool has_byte_permutation() {
+  static const bool has = [] {
+    const char* disabled = std::getenv("QUPEDKERN_DISABLE");
+    return __builtin_cpu_supports("avx512vbmi") &&
+           (disabled == nullptr || std::strstr(disabled, "avx512_vbmi") == nullptr);
+  }();
+  return has;
+}
+#else
+inline bool has_byte_permutation() { return false; }
+#endif
+
+// The words of a chunk, all 16 Bits bytes of which are read. kPermuted: the processor has_byte_permutation.
+template <int Bits, bool kPermuted = false>
 QK_HD Ints load_words(const uint8_t* from) {
   static_assert(Bits >= 1 && Bits <= 4, "eight codes in 32 bits");
 #if defined(__AVX512F__) && defined(__AVX512BW__)
@@ -61,6 +77,15 @@ QK_HD Ints load_words(const uint8_t* from) {
     return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   } else if constexpr (Bits == 1) {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  } else if constexpr (kPermuted) {
+    alignas(64) static constexpr uint8_t kThreeOfFour[64] = {
+        0,  1,  2,  0,  3,  4,  5,  0,  6,  7,  8,  0,  9,  10, 11, 0,  12, 13, 14, 0,  15, 16,
+        17, 0,  18, 19, 20, 0,  21, 22, 23, 0,  24, 25, 26, 0,  27, 28, 29, 0,  30, 31, 32, 0,
+        33, 34, 35, 0,  36, 37, 38, 0,  39, 40, 41, 0,  42, 43, 44, 0,  45, 46, 47, 0};
+    const __m512i bytes = _mm512_maskz_loadu_epi32(0x0fff, from);
+    __m512i words;  // as text: the build has no flag for what is asked at run time
+    __asm__("vpermb %1, %2, %0" : "=v"(words) : "v"(bytes), "v"(_mm512_load_si512(kThreeOfFour)));
+    return {words};
   } else {
     // 12 bytes to every 16, then 3 to every 4.
     const __m512i apart = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
