@@ -174,7 +174,7 @@ void lut_linear(const Setting& s) {
   const Tensor bias = uniform({s.groups}, -1.0f, 1.0f, a.random), table = uniform({s.levels}, -1.0f, 1.0f, a.random);
   for (int64_t batch : {0, 1, 5, 18}) {
     const Tensor x = normal(s.dtype, {batch, s.length}, 1.0f, s.hostile, a.random);
-    for (const Tensor* centers : {&a.centers, &table}) {
+    for (const Tensor* centers : std::initializer_list<const Tensor*>{&a.centers, &table}) {
       same_for_all_threads(s, {Tensor(s.dtype, {batch, s.groups})}, [&](int threads, Outputs& out) {
         cpu::lut_linear(threads, x, packed, *centers, bias.view(), bits, {s.groups, s.length}, out[0]);
       });
