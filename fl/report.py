@@ -75,19 +75,30 @@ def _print(table: Any, console: Any) -> None:
 
 
 def terminal() -> Any:
-    """A rich console as wide as the terminal; 100 columns where the output goes to a file, so that nothing is cut."""
+    """A rich console as wide as the terminal; 200 columns where the output goes to a file, so that nothing is cut."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=100)
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+MANY_CLASSES = 20  # more do not fit a line
 
 
 def print_classes(clients: Sequence[Client], num_classes: int, console: Any = None) -> None:
-    """Print the clients x classes table: training images, and the sizes of the other two parts."""
+    """Print the clients x classes table: training images, and the sizes of the other two parts.
+
+    Of more than 20 classes: how many each client holds, and the share of its images in the largest of them.
+    """
     counts = class_counts([client.data for client in clients], num_classes)
-    columns = ["client", "device", *map(str, range(num_classes)), "train", "val", "test"]
-    table = _table("Training images by client and class", columns, left=2)
+    many = num_classes > MANY_CLASSES
+    columns = ["classes", "largest %"] if many else [str(label) for label in range(num_classes)]
+    table = _table(
+        "Training images by client and class", ["client", "device", *columns, "train", "val", "test"], left=2
+    )
     for client, row in zip(clients, counts, strict=True):
         cells = [str(count) if count else "·" for count in row]
+        if many:
+            cells = [str((row > 0).sum()), _percent(row.max() / row.sum())]
         sizes = [str(len(part)) for part in (client.data.train, client.data.val, client.data.test)]
         table.add_row(str(client.id), _device(client.architecture, client.bits), *cells, *sizes)
     _print(table, console)
@@ -123,8 +134,9 @@ def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
     """Print one line an algorithm: accuracy, what it took, and the paired difference of the first to each other.
 
     The difference is over the clients, with its standard error: std of the differences / sqrt(clients).
+    shared: the global model's accuracy on all clients' test images together.
     """
-    columns = ["algorithm", "mean %", "worst %", f"{_name(results[0])} ahead (se)", "evaluations"]
+    columns = ["algorithm", "mean %", "worst %", f"{_name(results[0])} ahead (se)", "shared %", "evaluations"]
     columns += ["down MiB", "up MiB", "float32 MiB", "model KiB", "s"]
     table = _table("The same budget for each", columns, left=1)
     for result in results:
@@ -133,6 +145,7 @@ def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
             _percent(result.mean_accuracy),
             _percent(result.worst_accuracy),
             _difference(results[0], result),
+            "" if result.shared_accuracy is None else _percent(result.shared_accuracy),
             f"{result.evaluations:,}",
             f"{result.total('bytes_down') / MIB:.1f}",
             f"{result.total('bytes_up') / MIB:.1f}",

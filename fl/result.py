@@ -14,6 +14,7 @@ class ClientRow:
 
     accuracy, validation: shares in 0..1, of the model re-loaded from its file.  model_bytes: that file's size.
     evaluations: gradient evaluations the client has spent in the run, fine-tuning included.
+    shared_accuracy: of the global model alone on the client's test part; None where there is no such model.
     """
 
     client: int
@@ -27,6 +28,7 @@ class ClientRow:
     evaluations: int
     model_file: str
     model_bytes: int
+    shared_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class RunResult:
         return min(row.accuracy for row in self.clients)
 
     @property
+    def shared_accuracy(self) -> float | None:
+        """The global model's accuracy on the global test set, which is all clients' test parts together; None without one."""
+        shares = [(row.shared_accuracy, row.test_samples) for row in self.clients if row.shared_accuracy is not None]
+        total = sum(samples for _, samples in shares)
+        return sum(share * samples for share, samples in shares) / total if total else None
+
+    @property
     def evaluations(self) -> int:
         """Gradient evaluations of the whole run, by all clients."""
         return sum(row.evaluations for row in self.clients)
@@ -68,6 +77,7 @@ class RunResult:
             "algorithm": self.algorithm,
             "accuracy_mean": self.mean_accuracy,
             "accuracy_worst": self.worst_accuracy,
+            "shared_accuracy": self.shared_accuracy,
             "evaluations": self.evaluations,
             "bytes_up": self.total("bytes_up"),
             "bytes_down": self.total("bytes_down"),

@@ -129,6 +129,9 @@ class Wire(Algorithm):
     def model(self, job: Job, client: Client, state: ClientState, server: Tensors) -> nn.Module:
         return self.inner.model(job, client, _without_residual(state), self._received(job, server))
 
+    def shared_model(self, job: Job, server: Tensors) -> nn.Module | None:
+        return self.inner.shared_model(job, self._received(job, server))
+
     def shipped(self, job: Job, client: Client) -> tuple[str, Bits]:
         return self.inner.shipped(job, client)
 

@@ -66,6 +66,11 @@ class Algorithm(ABC):
     def model(self, job: Job, client: Client, state: ClientState, server: Tensors) -> nn.Module:
         """The model the client would ship now, packed, in evaluation mode."""
 
+    def shared_model(self, job: Job, server: Tensors) -> nn.Module | None:
+        """The global model alone, in evaluation mode; None where there is none, or none that is whole without a client."""
+        model = global_model(job).eval()
+        return load_model(model, server) if set(server) == set(model.state_dict()) else None
+
     def shipped(self, job: Job, client: Client) -> tuple[str, Bits]:
         """(architecture, bits) of the model that the client ships."""
         return client.architecture, client.bits

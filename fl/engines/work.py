@@ -13,7 +13,7 @@ from pathlib import Path
 from fl.algorithms import Algorithm
 from fl.core import Client, ClientState, Job, Message, Update, state_file
 from fl.errors import DivergedError
-from fl.evaluation import Score, score
+from fl.evaluation import Score, accuracy, score
 from fl.result import ClientRow
 from fl.shipping import load_model, save_model
 from fl.storage import Tensors
@@ -83,6 +83,7 @@ class Workplace:
         architecture, bits = algorithm.shipped(job, client)
         save_model(algorithm.model(job, client, update.state, server), bits, path)
         final = score(load_model(algorithm.factory(job, client), bits, path), client)
+        shared = algorithm.shared_model(job, server)
         return ClientRow(
             client=number,
             classes=client.data.classes,
@@ -95,6 +96,7 @@ class Workplace:
             evaluations=update.evaluations,
             model_file=f"{self.models.name}/{path.name}",
             model_bytes=path.stat().st_size,
+            shared_accuracy=None if shared is None else accuracy(shared, client.data.test),
         )
 
 

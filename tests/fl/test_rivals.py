@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 import qupedkern as qk
-from fl import Client, Federation, algorithms, data, make_clients
+from fl import Client, Federation, algorithms, data, make_clients, report
 from fl.algorithms import Algorithm
 from fl.algorithms._global import Global
 from fl.checkpoint import Checkpoint
 from fl.core import ClientState, Update
 from fl.evaluation import accuracy
+from fl.storage import load_state
 
 Outcome = Callable[[Path], dict[str, Any]]
 SMALL: dict[str, Any] = {"local_steps": 3, "batch_size": 8}
@@ -226,3 +227,35 @@ def test_a_granularity_that_does_not_divide_the_layers_is_refused(clients: list[
     odd = [dataclasses.replace(clients[0], groups=7), *clients[1:]]
     with pytest.raises(ValueError, match="a block of 7 weights must divide"):
         federation(algorithms.Local(), odd)
+
+
+@pytest.mark.parametrize("algorithm", [algorithms.QuPeD(**SMALL), algorithms.FedAvg(**SMALL)], ids=names)
+def test_the_global_model_is_scored_on_the_global_test_set(
+    algorithm: Algorithm, clients: list[Client], tmp_path: Path
+) -> None:
+    run = federation(algorithm, clients, rounds=2)
+    result = run.run(tmp_path / "run")
+    server, _ = load_state(tmp_path / "run" / "state" / "server.2.safetensors")
+    model = algorithm.shared_model(run.job, server)
+    assert model is not None
+    x, y = (torch.cat([getattr(client.data.test, name) for client in clients]) for name in "xy")
+    assert result.shared_accuracy == pytest.approx(accuracy(model, data.Part(x, y)))
+    assert result.summary()["shared_accuracy"] == result.shared_accuracy
+
+
+def test_algorithms_without_a_whole_global_model_score_none(clients: list[Client]) -> None:
+    """Local has no global model; the others' has batch norm, whose statistics stay with the clients."""
+    for algorithm in (algorithms.Local(), algorithms.QuPeL(), algorithms.FedAvg(batch_norm="local")):
+        run = federation(algorithm, clients)
+        assert algorithm.shared_model(run.job, algorithm.start_server(run.job)) is None
+
+
+def test_a_table_of_many_classes_says_how_many_each_client_holds(
+    clients: list[Client], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.print_classes(clients, 62)
+    lines = capsys.readouterr().out.splitlines()
+    for client in clients:
+        cells = next(line for line in lines if line.split()[:1] == [str(client.id)]).split()
+        assert str(len(client.data.classes)) in cells
+        assert cells[-3:] == [str(len(part)) for part in (client.data.train, client.data.val, client.data.test)]
