@@ -149,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "linear":
             timing.add_argument("--batch", dest="batches", type=_numbers, metavar="NUMBERS", help="rows of the input")
             timing.add_argument("--dtypes", type=_names, metavar="NAMES", help="of the input: float32, bfloat16")
+    _add_timing(commands.add_parser("fl", help="a federated round: engines and a plain loop"), "fl_round", "CNN, MLP")
     training = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
     tasks = training.add_subparsers(dest="task", required=True)
     _add_timing(tasks.add_parser("resnet20", help="a step by phase, by method"), RESNET20, "ResNet-20, ResNet-8")

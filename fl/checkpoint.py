@@ -25,7 +25,7 @@ import qupedkern as qk
 from fl.algorithms import Algorithm
 from fl.core import Client, Job, state_file
 from fl.errors import CheckpointError
-from fl.storage import Json, Tensors, load_state, save_state, write_atomic
+from fl.storage import Json, Tensors, load_state, make_durable, save_state, write_atomic
 
 _FORMAT = 2
 
@@ -174,7 +174,9 @@ class Checkpoint:
         """Write a completed round: the server, its record, then the manifest. The clients' states are in their files."""
         state = self.directory / "state"
         server = f"server.{snapshot.round}.safetensors"
-        save_state(state / server, snapshot.server, {})
+        save_state(state / server, snapshot.server, {}, durable=False)
+        new = (state / state_file(number, at) for number, at in snapshot.clients.items() if at == snapshot.round)
+        make_durable([state / server, *(path for path in new if path.exists())])  # a node's are on the node
         record_bytes = self._append_record(snapshot.records[-1])
         clients = {str(number): at for number, at in snapshot.clients.items()}
         self._write_manifest(round=snapshot.round, server=server, clients=clients, record_bytes=record_bytes)

@@ -63,8 +63,8 @@ class ClientState:
     scalars: Json
 
     def save(self, path: Path) -> None:
-        """Write the state as one safetensors file, atomically."""
-        save_state(path, self.tensors, self.scalars)
+        """Write the state as one safetensors file, atomically; storage.make_durable makes it outlast a power cut."""
+        save_state(path, self.tensors, self.scalars, durable=False)
 
     @classmethod
     def load(cls, path: Path) -> "ClientState":

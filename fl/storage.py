@@ -5,6 +5,9 @@ strings, booleans and None. `flatten` takes the tensors out and leaves JSON behi
 """
 
 import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +68,40 @@ def unflatten(tensors: Tensors, rest: Json) -> Any:
     return tuple(values) if kind == "tuple" else values
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that after a crash at any moment either the old content or all of the new is there."""
-    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file so that after a crash at any moment either the old content or all of the new is there.
+
+    durable: also after a power cut. Without it the file survives the process, and make_durable must follow before anything
+    is built on it: waiting for the disk once for many files is some ten times faster than once for each.
+    """
+    if durable:
+        write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def make_durable(paths: Sequence[Path]) -> None:
+    """Wait until the disk has these files, all of one folder, and their names: together, so that it can do them at once."""
+    if not paths:
+        return
+    with ThreadPoolExecutor(min(16, len(paths))) as pool:
+        list(pool.map(_sync, paths))
+    if os.name == "posix":  # Windows cannot open folders
+        _sync(paths[0].parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def tensors_to_bytes(tensors: Tensors) -> bytes:
@@ -84,14 +118,17 @@ def tensors_from_bytes(content: bytes) -> Tensors:
     return {name: tensors[name] for name in names}
 
 
-def save_state(path: Path, tensors: Tensors, scalars: Json) -> None:
-    """Write tensors and JSON-able scalars as one safetensors file, atomically; equal state gives equal bytes."""
+def save_state(path: Path, tensors: Tensors, scalars: Json, *, durable: bool = True) -> None:
+    """Write tensors and JSON-able scalars as one safetensors file, atomically; equal state gives equal bytes.
+
+    durable: as in write_atomic.
+    """
     # copies: the format refuses tensors that share memory
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     metadata = {_METADATA_KEY: json.dumps(scalars, sort_keys=True)}
-    write_atomic(path, safetensors.torch.save(plain, metadata))
+    write_atomic(path, safetensors.torch.save(plain, metadata), durable=durable)
 
 
 def load_state(path: Path) -> tuple[Tensors, Json]:

@@ -114,7 +114,8 @@ def play_round(job: Job, algorithm: Algorithm, count: int, engine: Engine, befor
     if cohort.enough(job.quorum):
         counted = {number: messages[number] for number in cohort.punctual if number in messages}
         server = algorithm.server_step(job, before.server, counted)
-    states = {**before.clients, **dict.fromkeys(cohort.working, before.round + 1)}
+    written = [number for number, receipt in receipts.items() if receipt.kept]
+    states = {**before.clients, **dict.fromkeys(written, before.round + 1)}
     changed = cohort.working if algorithm.personal else range(count)
     scores = _scores(before.records[-1])
     now = {number: states.get(number) for number in changed}

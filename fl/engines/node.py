@@ -12,10 +12,10 @@ import torch
 from fl import errors
 from fl.algorithms import Algorithm
 from fl.checkpoint import describe, profile
-from fl.core import Client, Job
+from fl.core import Client, Job, state_file
 from fl.engines.work import Workplace
 from fl.errors import UserError, WorkerError
-from fl.storage import Json, Tensors
+from fl.storage import Json, Tensors, make_durable
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,11 @@ class Node:
                 place = self._place(job, number)
                 if order["verb"] == "step":
                     receipt = place.step(number, at, server, order["round"])
-                    place.keep(number, at, order["round"] + 1)
-                    answers[str(number)] = {"evaluations": receipt.evaluations, "loss": receipt.loss}
+                    if receipt.kept:
+                        make_durable([place.states / state_file(number, order["round"] + 1)])
+                        place.keep(number, at, order["round"] + 1)
+                    spent = {"evaluations": receipt.evaluations, "loss": receipt.loss, "kept": receipt.kept}
+                    answers[str(number)] = spent
                     if receipt.message is not None:
                         answers[str(number)]["samples"] = receipt.message.samples
                         messages[number] = receipt.message.tensors

@@ -78,6 +78,7 @@ class Nodes(Engine):
                 Message(tensors, answer["samples"]) if tensors is not None else None,
                 answer["evaluations"],
                 answer["loss"],
+                answer["kept"],
             )
             for number, (answer, tensors) in self._do("step", drawn, server, round_index).items()
         }

@@ -87,12 +87,12 @@ def _encode(receipt: Receipt) -> tuple[Any, ...]:
     """Bytes for the tensors: pickled as tensors they would travel as files that die with the worker."""
     message = receipt.message
     packed = None if message is None else (tensors_to_bytes(message.tensors), message.samples)
-    return packed, receipt.evaluations, receipt.loss
+    return packed, receipt.evaluations, receipt.loss, receipt.kept
 
 
-def _decode(packed: tuple[bytes, int] | None, evaluations: int, loss: float | None) -> Receipt:
+def _decode(packed: tuple[bytes, int] | None, evaluations: int, loss: float | None, kept: bool) -> Receipt:
     message = None if packed is None else Message(tensors_from_bytes(packed[0]), packed[1])
-    return Receipt(message, evaluations, loss)
+    return Receipt(message, evaluations, loss, kept)
 
 
 # -- in the process that runs the loop --------------------------------------------------------------------------------

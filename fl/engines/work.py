@@ -21,11 +21,15 @@ from fl.storage import Tensors
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a client's step leaves beside its state: its message (None: nothing travels), and what it spent."""
+    """What a client's step leaves beside its state: its message (None: nothing travels), and what it spent.
+
+    kept: whether the step has written a state; one that gives back the state it was given has not.
+    """
 
     message: Message | None
     evaluations: int
     loss: float | None
+    kept: bool = True
 
 
 def model_file(number: int) -> str:
@@ -49,15 +53,20 @@ class Workplace:
         return state if state is not None and kept == at else ClientState.load(self.states / state_file(number, at))
 
     def step(self, number: int, at: int | None, server: Tensors, round_index: int) -> Receipt:
-        """A drawn client's round, from its state after round `at`; its state after this one goes to its file."""
+        """A drawn client's round, from its state after round `at`; its state after this one goes to its file.
+
+        The file outlasts this process; what makes the round count must first make it durable.
+        """
         if any(kept != round_index + 1 for kept, _ in self._recent.values()):
             self._recent.clear()
         state = self.state(number, at)
         update = self.algorithm.client_step(self.job, self.clients[number], state, server, round_index)
         _check_finite(update, f"{self.algorithm.name}: client {number} in round {round_index + 1}")
-        update.state.save(self.states / state_file(number, round_index + 1))
-        self._recent[number] = (round_index + 1, update.state)
-        return Receipt(update.message, update.evaluations, update.loss)
+        kept = update.state is not state
+        if kept:
+            update.state.save(self.states / state_file(number, round_index + 1))
+            self._recent[number] = (round_index + 1, update.state)
+        return Receipt(update.message, update.evaluations, update.loss, kept)
 
     def keep(self, number: int, *rounds: int | None) -> None:
         """Delete a client's states of all other rounds: where no checkpoint does, the last two are kept."""

@@ -138,14 +138,14 @@ def test_a_run_cut_at_any_write_ends_in_the_same_bits(
     write = storage.write_atomic
     left = 0
 
-    def failing(path: Path, content: bytes) -> None:
+    def failing(path: Path, content: bytes, **options: bool) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             # what a process that dies while it writes leaves behind
             path.with_name(f".{path.name}.0.tmp").write_bytes(content[: len(content) // 2])
             raise OSError("killed")
-        write(path, content)
+        write(path, content, **options)
 
     for module in (storage, checkpoint, loop):
         monkeypatch.setattr(module, "write_atomic", failing)
