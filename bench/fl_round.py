@@ -21,7 +21,7 @@ from fl import Client, Federation, algorithms, models
 from fl.algorithms import Algorithm
 from fl.algorithms._base import global_model
 from fl.checkpoint import Checkpoint, Snapshot
-from fl.core import training_batches
+from fl.core import Bits, training_batches
 from fl.data import ClientData, Part
 from fl.engines import loop
 from fl.engines.pool import cores, open_pool
@@ -52,7 +52,7 @@ class Clock:
     scores: float = 0.0
 
 
-def _clients(name: str, bits: int | str, count: int) -> list[Client]:
+def _clients(name: str, bits: Bits, count: int) -> list[Client]:
     architecture, shape = TITLES[name]
     draw = torch.Generator().manual_seed(0)
 
@@ -63,7 +63,7 @@ def _clients(name: str, bits: int | str, count: int) -> list[Client]:
     return [Client(number, architecture, bits, held) for number, held in enumerate(data)]
 
 
-def _federation(name: str, algorithm: Algorithm, bits: int | str, count: int, threads: int) -> Federation:
+def _federation(name: str, algorithm: Algorithm, bits: Bits, count: int, threads: int) -> Federation:
     return Federation(
         algorithm=algorithm,
         clients=_clients(name, bits, count),
@@ -127,7 +127,7 @@ class PlainLoop:
     def __init__(self, run: Federation, algorithm: algorithms.FedAvg) -> None:
         self._run, self._algorithm, self._round = run, algorithm, 0
         self._model = global_model(run.job).train()
-        self._params = list(self._model.parameters())
+        self._params: list[torch.Tensor] = list(self._model.parameters())
         self._floats = [t for t in self._model.state_dict().values() if t.is_floating_point()]
         self._server = [tensor.clone() for tensor in self._floats]
         self._velocity = [torch.zeros_like(parameter) for parameter in self._params]

@@ -62,6 +62,31 @@ def run(
         raise typer.Exit(2) from error
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="directories that `run` has written")],
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("report.html"),
+) -> None:
+    """Compare runs in one HTML page; those that differ by nothing but their seed share a line."""
+    from fl.page import write_page
+
+    try:
+        groups = write_page(runs, out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from error
+    for group in groups:
+        row = group.row()
+        sd = "" if row["sd_seeds"] is None else f" ± {row['sd_seeds']:.1f}"
+        console.print(
+            f"{group.label}: {row['mean']:.1f}{sd} %, worst decile {row['worst_decile']:.1f} %, seeds {row['seeds']}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print(f"page     {out}", highlight=False, soft_wrap=True, markup=False)
+
+
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -12,7 +12,7 @@ import torch
 import qupedkern as qk
 from fl import Client, Federation, algorithms, storage
 from fl.algorithms import Algorithm
-from fl.core import ClientState, Job, Update
+from fl.core import ClientState, Job, Update, state_file
 from fl.errors import CheckpointError, DivergedError
 from fl.evaluation import score
 from fl.shipping import load_model
@@ -164,6 +164,40 @@ def test_a_run_cut_at_any_write_ends_in_the_same_bits(
         assert not list(directory.rglob(".*.tmp"))
     # manifest; server, manifest of round 0; two rounds of a client, server, manifest; a float model, summary, manifest
     assert cuts == 12
+
+
+def test_a_round_is_on_the_disk_before_the_manifest_names_it(
+    federation: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fl.checkpoint as checkpoint
+
+    durable: list[Path] = []
+    named: list[set[str]] = []
+    make_durable, write = storage.make_durable, storage.write_atomic
+
+    def waiting(paths: list[Path]) -> None:
+        make_durable(paths)
+        durable.extend(paths)
+
+    def writing(path: Path, content: bytes, **options: bool) -> None:
+        manifest = json.loads(content)
+        if "round" in manifest:
+            states = [state_file(int(number), at) for number, at in manifest["clients"].items()]
+            assert {manifest["server"], *states} <= {path.name for path in durable}
+            named.append(set(states))
+        write(path, content, **options)
+
+    monkeypatch.setattr(checkpoint, "make_durable", waiting)
+    monkeypatch.setattr(checkpoint, "write_atomic", writing)
+    federation(algorithms.QuPeD(local_steps=1)).run(tmp_path / "run")
+    assert [len(states) for states in named[:2]] == [0, 2]
+    assert len(named) == 5  # four rounds, and the end
+    assert len(durable) == len(set(durable)) == 4 + 3 * 2
+
+
+def test_a_step_that_keeps_nothing_writes_no_state(federation: Build, tmp_path: Path) -> None:
+    federation(algorithms.FedAvg(local_steps=1)).run(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["server.3.safetensors"]
 
 
 def test_a_finished_run_is_not_run_again(federation: Build, tmp_path: Path) -> None:

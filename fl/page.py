@@ -1,0 +1,148 @@
+"""report.html: one file without scripts or anything to load, that shows what fl/compare.py has found."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl.compare import Group, find_runs, group_runs
+from fl.errors import UserError
+from fl.report import MIB
+from fl.storage import write_atomic
+
+COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#525252", "#92400e")
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html"
+
+
+def write_page(paths: Sequence[Path], out: Path) -> list[Group]:
+    """Compare the runs in these directories in one HTML file; returns the groups that its table lists."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError(f"compare: the page needs jinja2 ({error}), install it with qupedkern's extra 'fl'") from error
+    groups = group_runs(find_runs(paths))
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    first = groups[0]
+    rows = [
+        {**group.row(), "color": COLORS[k % len(COLORS)], "ahead": None if group is first else first.ahead_of(group)}
+        for k, group in enumerate(groups)
+    ]
+    best = max(row["mean"] for row in rows)
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        rows=rows,
+        best=best,
+        first=first,
+        groups=groups,
+        clients=_clients(groups),
+        figures=[
+            (
+                "Accuracy over rounds",
+                "Mean over clients and seeds; the band is one sd over the seeds.",
+                _over(groups, _rounds),
+            ),
+            (
+                "Accuracy over bytes",
+                "The same over what all clients have sent and received so far.",
+                _over(groups, _bytes),
+            ),
+            (
+                "Accuracy by client",
+                "A dot is a client's mean over the seeds, the bar the mean of all.",
+                _by_client(groups),
+            ),
+        ],
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, page.encode())
+    return groups
+
+
+def _clients(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One line a client of the first group, with its mean accuracy under each group that has as many clients."""
+    devices = groups[0].runs[0].description["clients"]
+    columns = [g.accuracies.mean(axis=0) if g.accuracies.shape[1] == len(devices) else None for g in groups]
+    return [
+        {
+            "number": number,
+            "device": f"{device['architecture']} {device['bits']}{'-bit' if isinstance(device['bits'], int) else ''}",
+            "cells": [None if column is None else float(column[number]) for column in columns],
+        }
+        for number, device in enumerate(devices)
+    ]
+
+
+def _rounds(records: Sequence[dict[str, Any]]) -> list[float]:
+    return [record["round"] for record in records]
+
+
+def _bytes(records: Sequence[dict[str, Any]]) -> list[float]:
+    return list(np.cumsum([record["bytes_down"] + record["bytes_up"] for record in records]) / MIB)
+
+
+def _over(groups: Sequence[Group], along: Callable[[Sequence[dict[str, Any]]], list[float]]) -> str:
+    """Mean accuracy of each group as a line over rounds or bytes; runs are cut at the shortest of their group."""
+
+    def draw(axes: Any) -> None:
+        for k, group in enumerate(groups):
+            length = min(len(run.records) for run in group.runs)
+            places = np.mean([along(run.records[:length]) for run in group.runs], axis=0)
+            means = 100 * np.array([[r["accuracy_mean"] for r in run.records[:length]] for run in group.runs])
+            color, middle = COLORS[k % len(COLORS)], means.mean(axis=0)
+            if along is _bytes and places[-1] == 0:  # nothing travels: a level to compare with
+                axes.axhline(middle[-1], color=color, linewidth=1.2, linestyle="--", label=group.label)
+                continue
+            axes.plot(places, middle, color=color, linewidth=1.8, label=group.label)
+            if len(group.runs) > 1:
+                sd = means.std(axis=0, ddof=1)
+                axes.fill_between(places, middle - sd, middle + sd, color=color, alpha=0.15, linewidth=0)
+        axes.set(xlabel="round" if along is _rounds else "MiB, down and up", ylabel="test accuracy, %", ylim=(0, 101))
+        axes.set_xlim(left=0)
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
+
+    return _svg(draw)
+
+
+def _by_client(groups: Sequence[Group]) -> str:
+    def draw(axes: Any) -> None:
+        for k, group in enumerate(groups):
+            values = np.sort(group.accuracies.mean(axis=0))
+            spread = 0.28 * np.sin(2.4 * np.arange(len(values)))  # beside each other, the same on every drawing
+            axes.plot(
+                k + spread, values, "o", color=COLORS[k % len(COLORS)], markersize=4, alpha=0.55, markeredgewidth=0
+            )
+            axes.plot([k - 0.36, k + 0.36], [values.mean()] * 2, color="0.15", linewidth=2)
+        names = [group.label for group in groups]
+        crowded = len(names) > 5 or max(map(len, names)) > 14
+        axes.set_xticks(range(len(groups)), names, rotation=20 if crowded else 0, ha="right" if crowded else "center")
+        axes.set(ylabel="test accuracy, %", xlim=(-0.6, len(groups) - 0.4))
+        axes.set_ylim(top=101)
+
+    return _svg(draw)
+
+
+def _svg(draw: Callable[[Any], None]) -> str:
+    """A figure as SVG text with real text in it, to stand in the page."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "qupedkern",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": "0.4",
+        "axes.grid": True,
+        "grid.color": "0.9",
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
