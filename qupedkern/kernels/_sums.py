@@ -1,7 +1,7 @@
 """Second kernels of sums: each program of the first left its partial sums, these add them in the order of the programs.
 
-No atomics, so the bits of a sum follow from the shape alone. Partials are float32 [G, blocks, columns]; they are added in
-float64, which costs nothing beside the first kernel.
+No atomics, so the bits of a sum follow from the shape alone. Partials are float32 [programs, columns], those of a row of
+centers in a run; they are added in float64, which costs nothing beside the first kernel.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Rows
 from ._math import IN_REGISTERS, narrow
 
 _TILE = 2048  # partials read at once
 
 
-def new_partials(like: Tensor, rows: Rows, columns: int) -> Tensor:
-    return torch.empty((rows.groups, rows.blocks, columns), dtype=torch.float32, device=like.device)
+def new_partials(like: Tensor, programs: int, columns: int) -> Tensor:
+    return torch.empty((programs, columns), dtype=torch.float32, device=like.device)
 
 
 @triton.jit
@@ -35,12 +34,12 @@ def _sum_partials(partials, out, blocks, COLUMNS: tl.constexpr, WIDTH: tl.conste
     tl.store(out + row * COLUMNS + column, value, mask=column < COLUMNS)
 
 
-def sum_partials(partials: Tensor, out: Tensor) -> None:
-    """out[r, k] = sum over blocks of partials[r, :, k], rounded once to the type of out."""
-    groups, blocks, columns = partials.shape
+def sum_partials(partials: Tensor, out: Tensor, groups: int) -> None:
+    """out[r, k] = sum of partials[program, k] over the programs of row r, rounded once to the type of out."""
+    programs, columns = partials.shape
     width = min(triton.next_power_of_2(columns), 32)
     grid = (groups, -(-columns // width))
-    _sum_partials[grid](partials, out, blocks, columns, width, _TILE // width, num_warps=4)
+    _sum_partials[grid](partials, out, programs // groups, columns, width, _TILE // width, num_warps=4)
 
 
 @triton.jit

@@ -7,11 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import rows
+from ._launch import BACKWARD_BYTES, rows
 from ._math import center, load_floats, load_tile, store_tile, tile_of
 from ._sums import cell_partials, new_partials, sum_partials
-
-_SUM_BYTES = 64
 
 
 @triton.jit
@@ -25,7 +23,7 @@ def dequantize(codes: Tensor, centers: Tensor, out: Tensor) -> None:
     if not codes.numel():
         return
     m = centers.shape[-1]
-    cut = rows(codes.numel(), centers.numel() // m, out.element_size(), 64)
+    cut = rows(codes.numel(), centers.numel() // m, out.element_size(), BACKWARD_BYTES)
     _dequantize[cut.grid](
         codes, centers, out, cut.n, cut.blocks, m, cut.BLOCK, cut.groups == 1, num_warps=cut.num_warps
     )
@@ -44,9 +42,9 @@ def dequantize_backward(grad: Tensor, codes: Tensor, centers: Tensor, out: Tenso
         out.zero_()
         return
     m = centers.shape[-1]
-    cut = rows(codes.numel(), centers.numel() // m, grad.element_size(), _SUM_BYTES)
-    partials = new_partials(grad, cut, m)
+    cut = rows(codes.numel(), centers.numel() // m, grad.element_size(), BACKWARD_BYTES)
+    partials = new_partials(grad, cut.programs, m)
     _dequantize_backward[cut.grid](
         grad, codes, partials, cut.n, cut.blocks, m, cut.BLOCK, cut.groups == 1, num_warps=cut.num_warps
     )
-    sum_partials(partials, out)
+    sum_partials(partials, out, cut.groups)

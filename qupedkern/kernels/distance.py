@@ -7,11 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import rows_of
+from ._launch import BACKWARD_BYTES, rows_of
 from ._math import center, code_of, load_floats, narrow, nearest, sign, store_tile, tile_of
 from ._sums import cell_partials, new_partials, sum_partials
-
-_SUM_BYTES = 64
 
 
 @triton.jit
@@ -29,13 +27,13 @@ def distance(x: Tensor, centers: Tensor, norm: str, out: Tensor) -> None:
     if not x.numel():
         out.zero_()
         return
-    cut = rows_of(x, centers, _SUM_BYTES)
-    partials = new_partials(x, cut, 1)
+    cut = rows_of(x, centers, BACKWARD_BYTES)
+    partials = new_partials(x, cut.programs, 1)
     _distance[cut.grid](
         x, centers, partials, cut.n, cut.blocks, norm == "l1", centers.shape[-1], cut.BLOCK, cut.groups == 1,
         num_warps=cut.num_warps,
     )  # fmt: skip
-    sum_partials(partials.reshape(1, -1, 1), out)
+    sum_partials(partials, out, 1)
 
 
 @triton.jit
@@ -59,10 +57,10 @@ def distance_backward(
     if not x.numel():
         grad_centers.zero_()
         return
-    cut = rows_of(x, centers, _SUM_BYTES)
-    partials = new_partials(x, cut, centers.shape[-1])
+    cut = rows_of(x, centers, BACKWARD_BYTES)
+    partials = new_partials(x, cut.programs, centers.shape[-1])
     _distance_backward[cut.grid](
         grad, x, centers, grad_x, partials, cut.n, cut.blocks, norm == "l1", centers.shape[-1], cut.BLOCK,
         cut.groups == 1, num_warps=cut.num_warps,
     )  # fmt: skip
-    sum_partials(partials, grad_centers)
+    sum_partials(partials, grad_centers, cut.groups)

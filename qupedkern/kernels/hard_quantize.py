@@ -7,11 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import rows_of
+from ._launch import BACKWARD_BYTES, rows_of
 from ._math import code_of, load_floats, load_tile, narrow, nearest, store_tile, tile_of, widen
 from ._sums import cell_partials, new_partials, sum_partials
-
-_SUM_BYTES = 64  # of x a thread holds in kernels that sum: longer tiles, fewer sums across threads
 
 
 @triton.jit
@@ -51,10 +49,10 @@ def hard_quantize_backward(
     if not x.numel():
         grad_centers.zero_()
         return
-    cut = rows_of(x, centers, _SUM_BYTES)
-    partials = new_partials(x, cut, centers.shape[-1])
+    cut = rows_of(x, centers, BACKWARD_BYTES)
+    partials = new_partials(x, cut.programs, centers.shape[-1])
     _hard_quantize_backward[cut.grid](
         grad, x, centers, grad_x, partials, cut.n, cut.blocks, straight_through, centers.shape[-1], cut.BLOCK,
         cut.groups == 1, num_warps=cut.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
-    sum_partials(partials, grad_centers)
+    sum_partials(partials, grad_centers, cut.groups)

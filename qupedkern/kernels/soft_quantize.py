@@ -10,100 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import Rows, rows_of
-from ._math import (
-    IN_REGISTERS,
-    LOG2_E,
-    load_floats,
-    midpoint,
-    narrow,
-    sigmoid,
-    sigmoid_and_density,
-    store_tile,
-    tile_of,
-)
+from ._launch import BACKWARD_BYTES, rows_of
+from ._math import LOG2_E, load_floats, narrow, store_tile, tile_of
+from ._soft import center_gradient, combine_shape, soft_gradient, soft_value
 from ._sums import new_partials
-
-_SUM_BYTES = 64  # of x a thread holds in the backward: longer tiles, fewer sums across threads
-
-
-@triton.jit
-def soft_value(values, c, k, M: tl.constexpr):
-    """S of float32 values; k = P log2 e, so that the sigmoid's exponential is a power of two."""
-    first = tl.load(c)
-    below = first
-    soft = tl.zeros(values.shape, tl.float32) + first
-    if M <= IN_REGISTERS:
-        for j in tl.static_range(1, M):
-            above = tl.load(c + j)
-            soft += (above - below) * sigmoid(k * (values - midpoint(below, above)))
-            below = above
-    else:
-        for j in range(1, M):
-            above = tl.load(c + j)
-            soft += (above - below) * sigmoid(k * (values - midpoint(below, above)))
-            below = above
-    # Exact in real numbers; in floats the sum can pass the ends. min and max drop a NaN on hardware.
-    clamped = tl.minimum(tl.maximum(soft, first), below)
-    return tl.where(soft == soft, clamped, soft)
-
-
-@triton.jit
-def _midpoint_terms(values, g, slope, below, above, k, mine, j, M: tl.constexpr):
-    """One midpoint's part of the slope d S / d x / P; its two sums are stored as partials j and M + j."""
-    s, h = sigmoid_and_density(k * (values - midpoint(below, above)))
-    tl.store(mine + j, tl.sum(g * s))
-    tl.store(mine + M + j, tl.sum(g * h))
-    return slope + (above - below) * h
-
-
-@triton.jit
-def soft_gradient(values, g, c, P, mine, M: tl.constexpr):
-    """Gradient for x of a tile; leaves [A_1 .. A_m, B_1 .. B_m] at `mine`, A_1 = sum g and B_1 unused. g is 0 past the row."""
-    k = P * LOG2_E
-    tl.store(mine, tl.sum(g))
-    slope = tl.zeros(values.shape, tl.float32)
-    below = tl.load(c)
-    if M <= IN_REGISTERS:
-        for j in tl.static_range(1, M):
-            above = tl.load(c + j)
-            slope = _midpoint_terms(values, g, slope, below, above, k, mine, j, M)
-            below = above
-    else:
-        for j in range(1, M):
-            above = tl.load(c + j)
-            slope = _midpoint_terms(values, g, slope, below, above, k, mine, j, M)
-            below = above
-    return g * P * slope
-
-
-@triton.jit
-def _total(partials, blocks, at, here, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
-    """float64 [WIDTH]: the sum over blocks of column at[k], 0 where k is not here."""
-    total = tl.zeros([WIDTH], tl.float64)
-    for first in range(0, blocks, HEIGHT):
-        block = (first + tl.arange(0, HEIGHT)).to(tl.int64)
-        mask = (block[:, None] < blocks) & here[None, :]
-        total += tl.sum(
-            tl.load(partials + block[:, None] * COLUMNS + at[None, :], mask=mask, other=0.0).to(tl.float64), 0
-        )
-    return total
-
-
-@triton.jit
-def center_gradient(partials, c, P, blocks, M: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
-    """float64 [WIDTH >= M]: A_k - A_{k+1} - (P/2)(d_k B_k + d_{k+1} B_{k+1}) of one row's partials [blocks, 2 M]."""
-    i = tl.arange(0, WIDTH)
-    inner = (i > 0) & (i < M)
-    last = i + 1 < M
-    rising = _total(partials, blocks, i, i < M, 2 * M, WIDTH, HEIGHT)
-    rising_next = _total(partials, blocks, i + 1, last, 2 * M, WIDTH, HEIGHT)
-    bump = _total(partials, blocks, M + i, inner, 2 * M, WIDTH, HEIGHT)
-    bump_next = _total(partials, blocks, M + i + 1, last, 2 * M, WIDTH, HEIGHT)
-    own = tl.load(c + i, mask=i < M, other=0.0).to(tl.float64)
-    d = tl.where(inner, own - tl.load(c + i - 1, mask=inner, other=0.0).to(tl.float64), 0.0)
-    d_next = tl.where(last, tl.load(c + i + 1, mask=last, other=0.0).to(tl.float64) - own, 0.0)
-    return rising - rising_next - 0.5 * P.to(tl.float64) * (d * bump + d_next * bump_next)
 
 
 @triton.jit
@@ -155,16 +65,6 @@ def _soft_quantize_centers(
     tl.store(grad_centers + row * M + i, value, mask=i < M)
 
 
-def combine_shape(levels: int) -> tuple[int, int]:
-    """WIDTH, HEIGHT of the tiles in which partials are added."""
-    width = triton.next_power_of_2(levels)
-    return width, max(1, 1024 // width)
-
-
-def _cut(x: Tensor, centers: Tensor) -> Rows:
-    return rows_of(x, centers, _SUM_BYTES)
-
-
 def soft_quantize_backward(
     grad: Tensor, x: Tensor, centers: Tensor, sharpness: Tensor, grad_x: Tensor, grad_centers: Tensor
 ) -> None:
@@ -172,8 +72,8 @@ def soft_quantize_backward(
         grad_centers.zero_()
         return
     m, per_row = centers.shape[-1], sharpness.numel() > 1
-    cut = _cut(x, centers)
-    partials = new_partials(x, cut, 2 * m)
+    cut = rows_of(x, centers, BACKWARD_BYTES)
+    partials = new_partials(x, cut.programs, 2 * m)
     _soft_quantize_backward[cut.grid](
         grad, x, centers, sharpness, grad_x, partials, cut.n, cut.blocks, per_row, m, cut.BLOCK, cut.groups == 1,
         num_warps=cut.num_warps,

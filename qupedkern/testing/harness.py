@@ -16,6 +16,7 @@ from qupedkern.ops._rows import compute_dtype
 from qupedkern.ops.hard_quantize import nearest
 
 from .bounds import smallest_of
+from .soft_tolerances import arithmetic_of
 from .tolerances import BOUNDS, ROUNDOFF, SMALLEST, assert_close, undecided, with_output_rounding
 
 # Decisions and moves of bits: the same bits from every backend.
@@ -181,7 +182,8 @@ def check(op: str, args: tuple[Any, ...], backend: str) -> None:
     dtype = compute_type(args)
     u, eta = ROUNDOFF[dtype], smallest_of(op, args, dtype)
     wide = upcast(args)
-    bounds = BOUNDS[op](*wide, u=u, eta=eta)
+    with arithmetic_of(backend):
+        bounds = BOUNDS[op](*wide, u=u, eta=eta)
     wide = unshared(op, wide)
     expected = _everything(op, wide, OPS[op].reference(*wide))
     shaped = _everything(op, args, OPS[op].allocate(*args))

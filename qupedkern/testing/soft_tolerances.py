@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,10 +14,37 @@ from qupedkern.ops._rows import column, midpoints, split_rows
 
 from .bounds import ROUNDOFF, largest_number
 
-# sigmoid(z) = 1 / (1 + e), e = exp(-|z|) within 1 ulp = 2u relative: e/(1 + e) 2u <= u, the sum u, the quotient u; times e
-# again (another 2u and a product) where z < 0. s (1 - s) is a product of two such.
-SIGMOID_ULPS = 6.0
-DENSITY_ULPS = 12.0
+
+@dataclass(frozen=True)
+class Sigmoids:
+    """How sigmoids are computed: the argument P (x - t) is off by `argument` u P |x - t|; s and s (1 - s) by so many u of it."""
+
+    argument: float
+    sigmoid: float
+    density: float
+
+
+# The difference and the product round once each. sigmoid(z) = 1 / (1 + e), e = exp(-|z|) within 1 ulp = 2u relative:
+# e/(1 + e) 2u <= u, the sum u, the quotient u; times e again (another 2u and a product) where z < 0. s (1 - s) is a product
+# of two such.
+ROUNDED = Sigmoids(argument=2, sigmoid=6, density=12)
+# A GPU's special functions, by PTX's tables: ex2.approx within 2^-22 = 4u, rsqrt.approx within 2^-22.4 < 3.1u. The argument is
+# (P log2 e) (x - t): log2 e in float32 u / 4, two products and the difference, 4u. s = rsqrt(1 + e)^2: 4u of e, u of the sum,
+# 6.2u of the root twice, u of the square; times e again (4u and a product) where z < 0, 18u. s (1 - s): 13 + 18 of those.
+APPROXIMATE = Sigmoids(argument=4, sigmoid=18, density=32)
+_in_force = [ROUNDED]
+
+
+@contextmanager
+def arithmetic_of(backend: str) -> Iterator[None]:
+    """Inside, bounds are those of this backend's sigmoids."""
+    _in_force.append(APPROXIMATE if backend == "triton" else ROUNDED)
+    try:
+        yield
+    finally:
+        _in_force.pop()
+
+
 # One exponential an element serves many midpoints and covers half of float32's exponents for each: s and h may stop
 # changing within 2^-64 of their limits, |z| > 44.
 SIGMOID_FLOOR = {ROUNDOFF[torch.float32]: 2.0**-64, ROUNDOFF[torch.float64]: 2.0**-1020}
@@ -23,12 +53,13 @@ SIGMOID_FLOOR = {ROUNDOFF[torch.float32]: 2.0**-64, ROUNDOFF[torch.float64]: 2.0
 def _argument_error(values: Tensor, t: Tensor, steepness: Tensor, u: float, eta: float) -> tuple[Tensor, Tensor]:
     """z = P (x - t_j) [G, n, m - 1] and how far a kernel's z may be from it.
 
-    t_j is rounded once, u |t|, and its halves underflow by eta; the difference and the product round once each, 2u |x - t|:
-    |dz| <= P (u (2 |x - t| + |t|) + 2 eta) + eta. An infinite x has no error: its sigmoids are 0 and 1.
+    t_j is rounded once, u |t|, and its halves underflow by eta; a u |x - t| for the difference and what it is multiplied with,
+    a = Sigmoids.argument: |dz| <= P (u (a |x - t| + |t|) + 2 eta) + eta. An infinite x has no error: its sigmoids are 0 and 1.
     """
     p, x, mid = steepness[:, :, None], values[:, :, None], t[:, None, :]
     z = p * (x - mid)
-    error = p * (u * (2 * (x - mid).abs() + mid.abs()) + 2 * eta) + eta
+    rounded = _in_force[-1].argument * (x - mid).abs()
+    error = p * (u * (rounded + mid.abs()) + 2 * eta) + eta
     return z, torch.where(torch.isfinite(x), error, 0.0)
 
 
@@ -42,9 +73,9 @@ def _sigmoids(values: Tensor, c: Tensor, steepness: Tensor, u: float, eta: float
     decay = torch.where(error > 0, torch.exp((error - z.abs()).clamp(max=0.0)), 0.0)
     s = torch.sigmoid(z)
     h = s * torch.sigmoid(-z)
-    s_error = (error * decay.clamp(max=0.25)).clamp(max=1.0) + SIGMOID_ULPS * u * s + SIGMOID_FLOOR[u]
+    s_error = (error * decay.clamp(max=0.25)).clamp(max=1.0) + _in_force[-1].sigmoid * u * s + SIGMOID_FLOOR[u]
     h_error = (
-        (error * decay.clamp(max=1 / (6 * math.sqrt(3)))).clamp(max=0.25) + DENSITY_ULPS * u * h + SIGMOID_FLOOR[u]
+        (error * decay.clamp(max=1 / (6 * math.sqrt(3)))).clamp(max=0.25) + _in_force[-1].density * u * h + SIGMOID_FLOOR[u]
     )
     return s, h, s_error, h_error
 
