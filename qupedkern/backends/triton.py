@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._invariance import batch_invariant
+
 NAME = "triton"
 _INTERPRET = "TRITON_INTERPRET"
 _KERNELS = Path(__file__).resolve().parent.parent / "kernels"
@@ -53,12 +55,16 @@ def unavailable() -> str | None:
     return None
 
 
+@cache
 def _module(op: str) -> ModuleType | None:
     """The file of an op, or of the op it is the gradient of; None where there is none. One that fails to import raises."""
     stem = op.removesuffix("_backward")
     if not (_KERNELS / f"{stem}.py").is_file():
         return None
-    return importlib.import_module(f"qupedkern.kernels.{stem}")
+    found = importlib.import_module(f"qupedkern.kernels.{stem}")
+    if hasattr(found, "set_batch_invariant"):
+        batch_invariant.tell(found.set_batch_invariant)
+    return found
 
 
 @cache

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ._math import load_tile, store_tile
+
+_CODES = 4096  # a program packs
 
 
 def grouping(bits: int) -> tuple[int, int]:
@@ -66,3 +69,44 @@ def store_words(packed, words, left, GROUPS: tl.constexpr, BYTES: tl.constexpr, 
         at = tl.arange(0, GROUPS)[:, None] * BYTES + j
         byte = (words[:, None] >> (8 * j).to(tl.uint64)).to(tl.uint8)
         tl.store(packed + at, byte, mask=(j < BYTES) & (at < left))
+
+
+@triton.jit
+def code_at(packed, place, here, total, BITS: tl.constexpr):
+    """int32 code number `place` (int64, any shape) of the stream, 0 where not `here`: each lies within two bytes."""
+    byte = (place * BITS) >> 3
+    word = tl.load(packed + byte, mask=here, other=0).to(tl.int32)
+    if 8 % BITS != 0:
+        word |= tl.load(packed + byte + 1, mask=here & (byte + 1 < total), other=0).to(tl.int32) << 8
+    return (word >> ((place * BITS) & 7).to(tl.int32)) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def _pack(
+    codes, out, numel, total,
+    BITS: tl.constexpr, PER: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * GROUPS
+    here = load_codes(codes + first * PER, numel - first * PER, GROUPS, PER)
+    words = words_of(here, BITS, PER)
+    store_words(out + first * BYTES, words, total - first * BYTES, GROUPS, BYTES, WIDTH)
+
+
+def pack(codes: Tensor, bits: int, out: Tensor) -> None:
+    """uint8 codes into the stream `out`, which has just their length."""
+    if not codes.numel():
+        return
+    per, size = grouping(bits)
+    grid = (-(-codes.numel() // _CODES),)
+    _pack[grid](
+        codes,
+        out,
+        codes.numel(),
+        out.numel(),
+        bits,
+        per,
+        size,
+        triton.next_power_of_2(size),
+        _CODES // per,
+        num_warps=4,
+    )

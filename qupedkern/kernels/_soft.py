@@ -59,16 +59,16 @@ def soft_gradient(values, g, c, P, mine, M: tl.constexpr):
 
 
 @triton.jit
-def _total(partials, blocks, at, here, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
+def column_totals(partials, blocks, at, here, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
     """float64 [WIDTH]: the sum over blocks of column at[k], 0 where k is not here."""
-    total = tl.zeros([WIDTH], tl.float64)
+    found = tl.zeros([WIDTH], tl.float64)
     for first in range(0, blocks, HEIGHT):
         block = (first + tl.arange(0, HEIGHT)).to(tl.int64)
         mask = (block[:, None] < blocks) & here[None, :]
-        total += tl.sum(
+        found += tl.sum(
             tl.load(partials + block[:, None] * COLUMNS + at[None, :], mask=mask, other=0.0).to(tl.float64), 0
         )
-    return total
+    return found
 
 
 @triton.jit
@@ -77,10 +77,10 @@ def center_gradient(partials, c, P, blocks, M: tl.constexpr, WIDTH: tl.constexpr
     i = tl.arange(0, WIDTH)
     inner = (i > 0) & (i < M)
     last = i + 1 < M
-    rising = _total(partials, blocks, i, i < M, 2 * M, WIDTH, HEIGHT)
-    rising_next = _total(partials, blocks, i + 1, last, 2 * M, WIDTH, HEIGHT)
-    bump = _total(partials, blocks, M + i, inner, 2 * M, WIDTH, HEIGHT)
-    bump_next = _total(partials, blocks, M + i + 1, last, 2 * M, WIDTH, HEIGHT)
+    rising = column_totals(partials, blocks, i, i < M, 2 * M, WIDTH, HEIGHT)
+    rising_next = column_totals(partials, blocks, i + 1, last, 2 * M, WIDTH, HEIGHT)
+    bump = column_totals(partials, blocks, M + i, inner, 2 * M, WIDTH, HEIGHT)
+    bump_next = column_totals(partials, blocks, M + i + 1, last, 2 * M, WIDTH, HEIGHT)
     own = tl.load(c + i, mask=i < M, other=0.0).to(tl.float64)
     d = tl.where(inner, own - tl.load(c + i - 1, mask=inner, other=0.0).to(tl.float64), 0.0)
     d_next = tl.where(last, tl.load(c + i + 1, mask=last, other=0.0).to(tl.float64) - own, 0.0)

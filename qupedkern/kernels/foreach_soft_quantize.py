@@ -60,9 +60,9 @@ def _foreach_centers(entries, lines, partials, M: tl.constexpr, WIDTH: tl.conste
     entry = entries + tl.load(line) * 7
     P = tl.load(pointer(entry, 4, tl.float32, False) + row * tl.load(entry + 6))
     c = pointer(entry, 3, tl.float32, False) + row * M
-    total = center_gradient(partials + tl.load(line + 2) * 2 * M, c, P, tl.load(line + 3), M, WIDTH, HEIGHT)
+    gradient = center_gradient(partials + tl.load(line + 2) * 2 * M, c, P, tl.load(line + 3), M, WIDTH, HEIGHT)
     i = tl.arange(0, WIDTH)
-    tl.store(pointer(entry, 5, tl.float32, False) + row * M + i, total.to(tl.float32), mask=i < M)
+    tl.store(pointer(entry, 5, tl.float32, False) + row * M + i, gradient.to(tl.float32), mask=i < M)
 
 
 def foreach_soft_quantize_backward(

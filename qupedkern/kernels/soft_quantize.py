@@ -59,9 +59,9 @@ def _soft_quantize_centers(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     P = tl.load(sharpness + row) if PER_ROW else tl.load(sharpness)
-    total = center_gradient(partials + row * blocks * 2 * M, centers + row * M, P, blocks, M, WIDTH, HEIGHT)
+    gradient = center_gradient(partials + row * blocks * 2 * M, centers + row * M, P, blocks, M, WIDTH, HEIGHT)
     i = tl.arange(0, WIDTH)
-    value = narrow(total.to(tl.float32), grad_centers.dtype.element_ty)
+    value = narrow(gradient.to(tl.float32), grad_centers.dtype.element_ty)
     tl.store(grad_centers + row * M + i, value, mask=i < M)
 
 
