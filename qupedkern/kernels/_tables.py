@@ -55,7 +55,7 @@ def batches(
     x: Sequence[Tensor], centers: Sequence[Tensor], beside: Sequence[Sequence[Tensor]], thread_bytes: int
 ) -> list[Batch]:
     """The tensors that have elements, in batches. beside: lists of tensors that are cut as x is."""
-    found: dict[tuple[object, ...], list[int]] = {}
+    found: dict[tuple[torch.dtype, int, int, bool], list[int]] = {}
     cuts = {}
     for i, (values, c) in enumerate(zip(x, centers, strict=True)):
         if values.numel():
@@ -65,7 +65,7 @@ def batches(
             key = (values.dtype, c.shape[-1], cut.BLOCK, aligned)
             found.setdefault(key, []).append(i)
             cuts[key] = cut
-    return [Batch(key[0], key[1], cuts[key], key[3], tuple(members)) for key, members in found.items()]  # type: ignore[arg-type]
+    return [Batch(key[0], key[1], cuts[key], key[3], tuple(members)) for key, members in found.items()]
 
 
 @lru_cache(maxsize=256)
@@ -73,7 +73,10 @@ def _tiles(
     pointers: tuple[tuple[int, ...], ...], shapes: tuple[tuple[int, ...], ...], BLOCK: int, device: torch.device
 ) -> Tiles:
     """shapes: elements, rows, and for each scalar whether there is one a row."""
-    entries, work, lines, spans = [], [], [], []
+    entries: list[list[int]] = []
+    work: list[list[int]] = []
+    lines: list[list[int]] = []
+    spans: list[list[int]] = []
     for tensor, (addresses, (numel, groups, *per_row)) in enumerate(zip(pointers, shapes, strict=True)):
         n = numel // groups
         blocks = -(-n // BLOCK)

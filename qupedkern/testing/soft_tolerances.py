@@ -75,7 +75,9 @@ def _sigmoids(values: Tensor, c: Tensor, steepness: Tensor, u: float, eta: float
     h = s * torch.sigmoid(-z)
     s_error = (error * decay.clamp(max=0.25)).clamp(max=1.0) + _in_force[-1].sigmoid * u * s + SIGMOID_FLOOR[u]
     h_error = (
-        (error * decay.clamp(max=1 / (6 * math.sqrt(3)))).clamp(max=0.25) + _in_force[-1].density * u * h + SIGMOID_FLOOR[u]
+        (error * decay.clamp(max=1 / (6 * math.sqrt(3)))).clamp(max=0.25)
+        + _in_force[-1].density * u * h
+        + SIGMOID_FLOOR[u]
     )
     return s, h, s_error, h_error
 
