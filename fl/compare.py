@@ -59,7 +59,9 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs in these directories, each a run's own or one that holds runs, as `run --out` leaves them."""
     runs = []
     for path in paths:
-        here = [path] if (path / "run.json").is_file() else sorted(p.parent for p in path.glob("*/run.json"))
+        here = (
+            [path] if (path / "run.json").is_file() else sorted((p.parent for p in path.glob("*/run.json")), key=_order)
+        )
         if not here:
             raise CheckpointError(f"compare: {path} holds no run, give directories that `python -m fl run` has written")
         runs += [_read(directory) for directory in here]
@@ -67,6 +69,11 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     if not started:
         raise CheckpointError("compare: none of these runs has finished a round")
     return started
+
+
+def _order(directory: Path) -> tuple[bool, str]:
+    """QuPeD first: the others are compared with it."""
+    return directory.name != "quped", directory.name
 
 
 def _read(directory: Path) -> Run:

@@ -52,6 +52,7 @@ def write_page(paths: Sequence[Path], out: Path) -> list[Group]:
                 "A dot is a client's mean over the seeds, the bar the mean of all.",
                 _by_client(groups),
             ),
+            ("Accuracy over model size", "The file that a client ships, mean; finished runs.", _by_size(groups)),
         ],
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,21 @@ def _by_client(groups: Sequence[Group]) -> str:
         axes.set_xticks(range(len(groups)), names, rotation=20 if crowded else 0, ha="right" if crowded else "center")
         axes.set(ylabel="test accuracy, %", xlim=(-0.6, len(groups) - 0.4))
         axes.set_ylim(top=101)
+
+    return _svg(draw)
+
+
+def _by_size(groups: Sequence[Group]) -> str:
+    def draw(axes: Any) -> None:
+        for k, group in enumerate(groups):
+            row = group.row()
+            if row["model"] is not None and row["finished"]:
+                color, place = COLORS[k % len(COLORS)], (row["model"], row["mean"])
+                axes.errorbar(*place, yerr=row["sd_seeds"], fmt="o", color=color, markersize=8, capsize=3)
+                axes.annotate(group.label, place, xytext=(8, 6), textcoords="offset points", fontsize=9, color=color)
+        axes.set(xlabel="model file, KiB", ylabel="test accuracy, %")
+        axes.margins(x=0.25, y=0.2)
+        axes.set_xlim(left=0)
 
     return _svg(draw)
 

@@ -103,5 +103,5 @@ class RunResult:
 def row_from_json(row: dict[str, Any]) -> ClientRow:
     """A row as it stands in summary.json."""
     known: Sequence[str] = [field.name for field in fields(ClientRow)]
-    values = {key: row[key] for key in known}
+    values = {key: row[key] for key in known if key in row}  # a field that is newer than the file has its default
     return ClientRow(**{**values, "classes": tuple(values["classes"])})

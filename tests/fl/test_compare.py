@@ -36,8 +36,8 @@ def test_runs_that_differ_in_their_seed_alone_share_a_line(experiment: Path) -> 
         find_runs([experiment / "seed0", experiment / "seed1", experiment / "other", experiment / "other"])
     )
     assert [(group.label, [run.seed for run in group.runs]) for group in groups] == [
-        ("local", [0, 1]),
         ("QuPeD (local_steps 1)", [0, 1]),
+        ("local", [0, 1]),
         ("QuPeD (local_steps 2)", [0]),
     ]
 
@@ -108,7 +108,7 @@ def test_the_page_is_whole_and_loads_nothing(experiment: Path, monkeypatch: pyte
     assert page.open == []
     assert page.fetched == []
     assert "<script" not in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4
     again = CliRunner().invoke(app, ["compare", "seed0", "seed1", "other", "--out", "pages/again.html"])
     assert again.exit_code == 0
     assert (experiment / "pages" / "again.html").read_text() == text
