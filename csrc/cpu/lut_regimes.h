@@ -29,11 +29,23 @@ inline bool rows_fit(const LutWeights& w, int64_t bits) {
          (by_row || (w.in_features % w.length == 0 && w.length % kChunkCodes == 0));
 }
 
-// The largest batch at which the kernel is faster than tiles, for 0 to 4 bits. Both win at every batch measured, 1 to
-// 256 rows of x (4096 x 4096 and 11008, cold, one thread of an EPYC, Zen 4; at 256 by 1.0 to 1.4).
+// The largest batch at which a kernel is faster than tiles, for 0 to 4 bits: sums, rows where one table serves all of
+// W, rows where each has its own. With AVX-512 both kernels win at every batch measured, 1 to 256 rows of x. Measured
+// on one thread of an EPYC (Zen 4), 4096 codes a row.
 constexpr int64_t kAny = INT64_MAX;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
 constexpr int64_t kMostSums[5] = {0, kAny, kAny};
-constexpr int64_t kMostRows[5] = {0, kAny, kAny, kAny, kAny};
+constexpr int64_t kMostRowsShared[5] = {0, kAny, kAny, kAny, kAny};
+constexpr int64_t kMostRowsOwn[5] = {0, kAny, kAny, kAny, kAny};
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int64_t kMostSums[5] = {0, kAny, 0};
+constexpr int64_t kMostRowsShared[5] = {0, 5, 5, 4, 3};
+constexpr int64_t kMostRowsOwn[5] = {0, 20, 20, 16, 8};
+#else
+constexpr int64_t kMostSums[5] = {0, kAny, kAny};
+constexpr int64_t kMostRowsShared[5] = {0, kAny, 3, 3, kAny};
+constexpr int64_t kMostRowsOwn[5] = {0, kAny, 12, 15, kAny};
+#endif
 
 constexpr int64_t kFewestPairs = 4;  // rows of x from which bfloat16 pairs are faster than either
 
@@ -47,7 +59,8 @@ inline LutForm lut_form(const LutWeights& w, int64_t bits, int64_t batch, bool p
   if (!empty && sums_fit(w, bits) && least <= kMostSums[bits]) {
     return LutForm::sums;
   }
-  if (!empty && rows_fit(w, bits) && least <= kMostRows[bits]) {
+  const bool shared = w.length == w.in_features * w.out_features;
+  if (!empty && rows_fit(w, bits) && least <= (shared ? kMostRowsShared : kMostRowsOwn)[bits]) {
     return LutForm::rows;
   }
   return pairs ? LutForm::pairs : LutForm::tiles;
