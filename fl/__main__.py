@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import qupedkern as qk
 from fl import config as configuration
-from fl import data, report
+from fl import data, pictures, report
 from fl.engines import ENGINES
 from fl.errors import CheckpointError, ConfigError, UserError
 from fl.federation import Federation
@@ -56,7 +56,7 @@ def run(
         first = next(iter(federations.values()))
         report.print_classes(first.clients, first.job.num_classes, console)
         results = _run_all(federations, directory, resume)
-        _report(results, directory)
+        _report(results, first, directory)
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from error
@@ -232,15 +232,16 @@ def _run_all(federations: dict[str, Federation], directory: Path, resume: bool) 
     return results
 
 
-def _report(results: list[RunResult], directory: Path) -> None:
-    picture = directory / "accuracy.png"
-    report.plot(results, picture)
+def _report(results: list[RunResult], first: Federation, directory: Path) -> None:
+    report.plot(results, directory / "accuracy.png")
+    pictures.plot_bytes(results, directory / "bytes.png")
+    pictures.plot_classes(first.clients, first.job.num_classes, directory / "classes.png")
     report.print_clients(results, console)
     report.print_comparison(results, console)
     names = [result.algorithm for result in results]
     which = names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
     lines = [
-        ("picture", str(picture)),
+        ("pictures", f"{directory}/accuracy.png, bytes.png, classes.png"),
         ("models", f"{directory}/{which}/models/client_*.safetensors"),
         ("records", f"{directory}/{which}/records.jsonl, summary.json"),
     ]

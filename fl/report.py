@@ -38,6 +38,7 @@ NAMES = {  # how tables write them; others as they are
     "qupel": "QuPeL",
 }
 MIB = 2**20
+FEW = 4  # algorithms whose names and numbers fit beside one another under bars
 
 
 def _percent(share: float) -> str:
@@ -112,8 +113,8 @@ def print_clients(results: Sequence[RunResult], console: Any = None) -> None:
     first = results[0]
     columns = ["client", "device", "classes", "train", "test", "evals", "KiB"]
     table = _table(
-        f"Test accuracy by client, % (device, gradient evaluations and file: {_name(first)})",
-        [*columns, *(f"{_name(result)} %" for result in results)],
+        f"Test accuracy by client, % (device, gradient evaluations and file: {name_of(first)})",
+        [*columns, *(f"{name_of(result)} %" for result in results)],
         left=3,
     )
     for position, row in enumerate(first.clients):
@@ -136,12 +137,12 @@ def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
     The difference is over the clients, with its standard error: std of the differences / sqrt(clients).
     shared: the global model's accuracy on all clients' test images together.
     """
-    columns = ["algorithm", "mean %", "worst %", f"{_name(results[0])} ahead (se)", "shared %", "evaluations"]
+    columns = ["algorithm", "mean %", "worst %", f"{name_of(results[0])} ahead (se)", "shared %", "evaluations"]
     columns += ["down MiB", "up MiB", "float32 MiB", "model KiB", "s"]
     table = _table("The same budget for each", columns, left=1)
     for result in results:
         table.add_row(
-            _name(result),
+            name_of(result),
             _percent(result.mean_accuracy),
             _percent(result.worst_accuracy),
             _difference(results[0], result),
@@ -156,7 +157,8 @@ def print_comparison(results: Sequence[RunResult], console: Any = None) -> None:
     _print(table, console)
 
 
-def _name(result: RunResult) -> str:
+def name_of(result: RunResult) -> str:
+    """How tables and pictures write the result's algorithm."""
     return NAMES.get(result.algorithm, result.algorithm)
 
 
@@ -196,7 +198,7 @@ def _plot_accuracy(axes: Any, results: Sequence[RunResult]) -> None:
         rounds = [record["round"] for record in result.records]
         mean = [100 * record["accuracy_mean"] for record in result.records]
         worst = [100 * record["accuracy_worst"] for record in result.records]
-        label = f"{_name(result)}: {_percent(result.mean_accuracy)} % at the end"
+        label = f"{name_of(result)}: {_percent(result.mean_accuracy)} % at the end"
         color = f"C{position}"
         axes.plot(rounds, mean, color=color, linewidth=1.8, label=label)
         axes.plot(rounds, worst, color=color, linewidth=0.8, linestyle=":")
@@ -216,7 +218,8 @@ def _plot_wire(axes: Any, results: Sequence[RunResult]) -> None:
     place = np.arange(len(results))
     for offset, values, label, color in ((-0.2, down, "down", "0.45"), (0.2, up, "up", "0.75")):
         bars = axes.bar(place + offset, values, width=0.4, label=label, color=color)
-        axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=9)
+        if len(results) <= FEW:
+            axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=2, fontsize=9)
     _name_bars(axes, results, max(down + up))
     axes.set_title("On the wire, whole run, MiB", fontsize=10, loc="left")
     axes.legend(loc="upper center", ncols=2, frameon=False, fontsize=9)
@@ -231,5 +234,7 @@ def _plot_models(axes: Any, results: Sequence[RunResult]) -> None:
 
 
 def _name_bars(axes: Any, results: Sequence[RunResult], highest: float) -> None:
-    axes.set_xticks(range(len(results)), [_name(result) for result in results])
+    names = [name_of(result) for result in results]
+    turned = {} if len(results) <= FEW else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(results)), names, **turned)
     axes.set_ylim(0, 1.35 * highest if highest > 0 else 1.0)

@@ -48,7 +48,8 @@ def test_a_run_shows_its_tables_and_keeps_its_results(compared: Path, tmp_path: 
         assert len(list((out / name / "models").glob("client_*.safetensors"))) == 3
         assert len((out / name / "records.jsonl").read_text().splitlines()) == 3
         assert (out / name / "summary.json").is_file()
-    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("accuracy.png", "bytes.png", "classes.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert str(out) in result.output
 
 
