@@ -98,6 +98,40 @@ constexpr std::array<LutProduct, sizeof...(Tall)> products(std::integer_sequence
   return {multiply<Tall + 1, LookedUp>...};
 }
 
+// Two sources of codes at once, in the same order of sums: with few rows of x one source has too few sums to hide how
+// long a product takes.
+template <int Tall>
+void multiply_two(const LutSource* source, const float* x, int depth, bool first, float* sums, ptrdiff_t apart) {
+  const __m512i tables[2] = {_mm512_load_si512(source[0].table), _mm512_load_si512(source[1].table)};
+  __m512 total[2][Tall];
+  clear(total[0]);
+  clear(total[1]);
+  for (int k = 0; k < depth; k += 8) {
+    prefetch_ahead(source[0], k);
+    prefetch_ahead(source[1], k);
+    __m512i words[2] = {_mm512_loadu_si512(source[0].vectors + k / 8 * kVec),
+                        _mm512_loadu_si512(source[1].vectors + k / 8 * kVec)};
+    const bool whole = k + 8 <= depth;
+    for (int j = 0; j < kPairs; ++j, x += Tall) {
+      const __mmask32 there = whole ? ~__mmask32{0} : halves(j, depth - k);
+      for (int s = 0; s < 2; ++s) {
+        multiply_add(x, _mm512_maskz_permutexvar_epi16(there, words[s], tables[s]), total[s]);
+        words[s] = _mm512_srli_epi32(words[s], kNibbleBits);
+      }
+    }
+  }
+  add_sums(total[0], first, sums);
+  add_sums(total[1], first, sums + apart);
+}
+
+using LutProductOfTwo = void (*)(const LutSource*, const float*, int, bool, float*, ptrdiff_t);
+constexpr int kTallOfTwo = 5;
+
+template <int... Tall>
+constexpr std::array<LutProductOfTwo, sizeof...(Tall)> products_of_two(std::integer_sequence<int, Tall...>) {
+  return {multiply_two<Tall + 1>...};
+}
+
 // A table of at most sixteen centers, twice: bit 4 of an index is of another code.
 template <int Bits>
 struct PairLookup {
@@ -164,10 +198,18 @@ struct PairProducts {
     }
   }
 
-  static LutProduct product(const LutSource& source, int tall) {
+  static int multiply(const LutSource* source, int left, int tall, const float* x, int depth, bool first, float* sums,
+                      ptrdiff_t apart) {
     static constexpr auto kOfWeights = products<true>(std::make_integer_sequence<int, kTall>{});
     static constexpr auto kOfCodes = products<false>(std::make_integer_sequence<int, kTall>{});
-    return (source.looked_up ? kOfWeights : kOfCodes)[static_cast<size_t>(tall - 1)];
+    static constexpr auto kOfTwo = products_of_two(std::make_integer_sequence<int, kTallOfTwo>{});
+    const size_t which = static_cast<size_t>(tall - 1);
+    if (tall <= kTallOfTwo && left >= 2 && !source[0].looked_up && !source[1].looked_up) {
+      kOfTwo[which](source, x, depth, first, sums, apart);
+      return 2;
+    }
+    (source->looked_up ? kOfWeights : kOfCodes)[which](*source, x, depth, first, sums);
+    return 1;
   }
 };
 

@@ -25,7 +25,8 @@ inline uint64_t load_eight_bytes(const uint8_t* from, const uint8_t* end) {
   return word;
 }
 
-// Codes [begin, begin + count) of the stream, eight a word; nibbles behind the last are unspecified codes.
+// Codes [begin, begin + count) of the stream, eight a word, an even number of words; nibbles behind the last code are
+// unspecified.
 template <int Bits>
 void nibble_line(const LutWeights& w, int64_t begin, int count, uint32_t* words) {
   static_assert(Bits <= kNibbleBits);
@@ -39,9 +40,11 @@ void nibble_line(const LutWeights& w, int64_t begin, int count, uint32_t* words)
     }
     return;
   }
-  for (int i = 0; i < count; i += 8, bit += 8 * Bits) {
+  constexpr int kCodes = Bits < kNibbleBits ? 16 : 8;  // that eight bytes hold, from whatever bit they begin at
+  for (int i = 0; i < count; i += kCodes, bit += kCodes * Bits) {
     const uint64_t stream = load_eight_bytes(w.packed + bit / 8, w.end()) >> (bit % 8);
-    words[i / 8] = static_cast<uint32_t>(_pdep_u64(stream, kFields));
+    const uint64_t nibbles = _pdep_u64(stream, kFields);
+    std::memcpy(words + i / 8, &nibbles, kCodes / 2);
   }
 }
 

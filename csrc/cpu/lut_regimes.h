@@ -47,13 +47,15 @@ constexpr int64_t kMostRowsShared[5] = {0, kAny, 3, 3, kAny};
 constexpr int64_t kMostRowsOwn[5] = {0, kAny, 12, 15, kAny};
 #endif
 
-constexpr int64_t kFewestPairs = 4;  // rows of x from which bfloat16 pairs are faster than either
+// Rows of x from which pairs of bfloat16 are faster where sixteen rows of W share a table; sums of 1 bit always are.
+constexpr int64_t kFewestPairs = 4;
 
 // pairs: whether tiles can multiply pairs of bfloat16.
 inline LutForm lut_form(const LutWeights& w, int64_t bits, int64_t batch, bool pairs) {
   const bool empty = w.in_features * w.out_features * batch == 0;
   const int64_t least = batch_invariant() ? 1 : batch;  // what one row of x gets is for all
-  if (pairs && least >= kFewestPairs) {
+  const bool shared = w.length >= 16 * w.in_features;
+  if (pairs && shared && least >= kFewestPairs && !(bits == 1 && sums_fit(w, bits))) {
     return LutForm::pairs;
   }
   if (!empty && sums_fit(w, bits) && least <= kMostSums[bits]) {

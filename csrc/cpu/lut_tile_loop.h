@@ -6,8 +6,9 @@
 // products, sixteen rows each, and multiplies them with all panels, so that x is read from L1 three times of four.
 //
 // A Kind has: kTall; kDepth, codes of a row in one source, whose products are summed from zero; kSteps, words that
-// eight codes take; lay_out(x, K, tall, to); prepare<Bits>(weights, row, rows, begin, count, source); product(source,
-// tall).
+// eight codes take; lay_out(x, K, tall, to); prepare<Bits>(weights, row, rows, begin, count, source); and
+// multiply(sources, how many are left, tall, x, depth, first, sums, the distance between the sums of two sources),
+// which tells how many it did.
 #pragma once
 
 #include <algorithm>
@@ -103,8 +104,11 @@ void run_task(const LutCall<T>& call, int64_t row, int64_t rows, const Panels& p
           source[s].ahead = w.packed + ((row + s * kVec) * w.in_features + next) * Bits / 8;
           source[s].apart = w.in_features * Bits / 8;
         }
-        Kind::product(source[s], tall)(source[s], panel, depth, k == 0,
-                                       sums + (s * panels.batch + panels.begin(p)) * kVec);
+      }
+      const ptrdiff_t apart = panels.batch * kVec;
+      for (int s = 0; s < sources;) {
+        float* to = sums + s * apart + panels.begin(p) * kVec;
+        s += Kind::multiply(source + s, sources - s, tall, panel, depth, k == 0, to, apart);
       }
     }
   }

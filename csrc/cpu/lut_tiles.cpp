@@ -142,10 +142,12 @@ struct FloatProducts {
     dequantize_panel<Bits>(w, row, rows, begin, depth, source.vectors);
   }
 
-  static LutProduct product(const LutSource& source, int tall) {
+  static int multiply(const LutSource* source, int, int tall, const float* x, int depth, bool first, float* sums,
+                      ptrdiff_t) {
     static constexpr auto kOfVectors = products(true, std::make_integer_sequence<int, kTall>{});
     static constexpr auto kOfCodes = products(false, std::make_integer_sequence<int, kTall>{});
-    return (source.looked_up ? kOfVectors : kOfCodes)[static_cast<size_t>(tall - 1)];
+    (source->looked_up ? kOfVectors : kOfCodes)[static_cast<size_t>(tall - 1)](*source, x, depth, first, sums);
+    return 1;
   }
 };
 
