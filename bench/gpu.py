@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import platform
@@ -220,7 +221,11 @@ def parts(run: Run, log: Path) -> dict[str, Callable[[], None]]:
     return {
         "ceilings": lambda: measure_ceilings(run),
         "correctness": lambda: correctness(run, log),
-        "ops": lambda: measure_all(run, "ops", gpu_cases.single_tensors(device, plan.numel)),
+        "ops": lambda: measure_all(
+            run,
+            "ops",
+            itertools.chain(gpu_cases.weight_steps(device, plan.numel), gpu_cases.single_tensors(device, plan.numel)),
+        ),
         "lut_linear": lambda: measure_all(
             run,
             "lut_linear",

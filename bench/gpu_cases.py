@@ -88,6 +88,42 @@ def single_tensors(device: str, numel: int, levels: tuple[int, ...] = (2, 4, 16)
         yield _op("ops", "unpack_codes", (packed, bits, [numel]), f"{bits} bits", moved, 0.0)
 
 
+def weight_steps(device: str, numel: int, levels: tuple[int, ...] = (2, 4, 16)) -> Iterator[GpuCase]:
+    """quped_step on one float32 tensor: SGD with momentum and Adam, codes and counters in the pass. A rate of 0 keeps x."""
+    for m in levels:
+        for optimizer, moved in (("sgd", 21), ("adam", 29)):
+            c, t = torch.linspace(-2, 2, m, device=device), torch.full((1,), 0.01, device=device)
+            second = optimizer == "adam"
+
+            def arguments(
+                count: int, c: Tensor = c, t: Tensor = t, optimizer: str = optimizer, second: bool = second
+            ) -> Any:
+                x, g, first = (torch.randn(count, device=device) for _ in range(3))
+                numbers = (0.0, 0.0, 0.9, 0.999 if second else 0.0, 1e-8, False, 2, False, True, 0)
+                state = [torch.rand(count, device=device)] if second else []
+                return ([x], [g], [], [first], state, [c], [], [t], "none", optimizer, "l1", *numbers)
+
+            args = arguments(numel)
+
+            def check(arguments: Callable[[int], Any] = arguments) -> None:
+                mine = arguments(min(numel, 1 << 16))
+                other = tuple([v.clone() for v in a] if isinstance(a, list) else a for a in mine)
+                got, wanted = torch.ops.qupedkern.quped_step(*mine), OPS["quped_step"].reference(*other)
+                _close(
+                    [*_flat(got), mine[0][0], mine[3][0]],
+                    [*_flat(wanted), other[0][0], other[3][0]],
+                    "quped_step",
+                    1e-4,
+                )
+
+            candidates: dict[str, Candidate] = {
+                "kernel": lambda a=args: torch.ops.qupedkern.quped_step(*a),  # type: ignore[misc]
+                "eager": lambda a=args: OPS["quped_step"].reference(*a),  # type: ignore[misc]
+            }
+            backend = select("quped_step", args)
+            yield GpuCase("ops", f"quped_step {optimizer} m={m}", backend, moved * numel, candidates, check)
+
+
 def _rotating(call: Callable[[Any], object], over: list[Any]) -> Candidate:
     turn = iter(range(10**12))
     return lambda: call(over[next(turn) % len(over)])

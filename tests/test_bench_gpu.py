@@ -57,6 +57,7 @@ def test_the_measuring_code_runs_with_the_cpu_in_place_of_a_gpu(tmp_path: Path) 
     timed = [row for row in found["rows"] if "times" in row]
     names = {row["name"] for row in timed}
     assert {case.name for case in gpu_cases.single_tensors("cpu", SMALL.numel)} <= names
+    assert {"quped_step sgd m=2", "quped_step adam m=16"} <= names
     for row in timed:
         p20, p50, p80 = row["times"]["kernel"]["time_us"]
         assert 0 < p20 <= p50 <= p80
@@ -76,6 +77,7 @@ def test_a_wrong_kernel_gets_no_time_and_the_rest_goes_on(tmp_path: Path, monkey
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(gpu_cases, "single_tensors", broken)
+    monkeypatch.setattr(gpu_cases, "weight_steps", lambda device, numel: iter(()))
     run = gpu.execute("cpu", SMALL, tmp_path, only=("ceilings", "ops"), flush_bytes=1 << 16)
     assert [row["name"] for row in run.rows if "times" in row] == [good[1].name]
     assert run.failures == [
