@@ -28,6 +28,7 @@ from fl.result import RunResult
 from fl.storage import Json, Tensors
 
 RAW = "qupedkern.tensor.v1"  # how an Array holds a type that NumPy has not: row-major, little-endian
+PACKED = "qupedkern.packed.v1"  # the codes of a packed weight: their bytes, as pack_codes writes them
 SIMULATED_PATIENCE = 600.0  # seconds: a client's step may be long, and a simulated node does not go away
 
 
@@ -35,15 +36,16 @@ SIMULATED_PATIENCE = 600.0  # seconds: a client's step may be long, and a simula
 
 
 def to_record(tensors: Tensors) -> ArrayRecord:
-    """Tensors by name as Flower's arrays: NumPy's form where NumPy has the type, else RAW."""
-    return ArrayRecord({name: _to_array(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()})
+    """Tensors by name as Flower's arrays: PACKED for codes, NumPy's form where NumPy has the type, else RAW."""
+    return ArrayRecord({name: _to_array(name, tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()})
 
 
-def _to_array(tensor: torch.Tensor) -> Array:
-    if tensor.dtype is not torch.bfloat16:
+def _to_array(name: str, tensor: torch.Tensor) -> Array:
+    form = PACKED if name.endswith(".packed") else RAW
+    if form == RAW and tensor.dtype is not torch.bfloat16:
         return Array(tensor.numpy())
-    data = tensor.view(torch.uint8).numpy().tobytes()
-    return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), RAW, data)
+    data = tensor.flatten().view(torch.uint8).numpy().tobytes()
+    return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), form, data)
 
 
 def from_record(record: ArrayRecord) -> Tensors:
@@ -52,8 +54,10 @@ def from_record(record: ArrayRecord) -> Tensors:
 
 
 def _from_array(array: Array) -> torch.Tensor:
-    if array.stype != RAW:
+    if array.stype not in (RAW, PACKED):
         return torch.from_numpy(array.numpy().copy())
+    if not array.data:
+        return torch.empty(array.shape, dtype=getattr(torch, array.dtype))
     flat = torch.frombuffer(bytearray(array.data), dtype=getattr(torch, array.dtype))
     return flat.view(array.shape)
 

@@ -102,6 +102,29 @@ def serial(programs: Programs, tmp_path: Path) -> Path:
     return tmp_path / "serial" / "quped"
 
 
+@pytest.mark.filterwarnings("ignore")  # of the packages that flwr imports
+def test_tensors_of_every_type_survive_flowers_records() -> None:
+    import torch
+
+    from fl.engines.flower import PACKED, RAW, from_record, to_record
+
+    tensors = {
+        "float": torch.randn(3, 4),
+        "strided": torch.arange(12.0).reshape(3, 4).T,
+        "half": torch.randn(2, 3).bfloat16(),
+        "count": torch.tensor(7),
+        "empty": torch.empty(0, 5),
+        "empty half": torch.empty(0, 5, dtype=torch.bfloat16),
+        "weight.packed": torch.arange(9, dtype=torch.uint8),
+    }
+    record = to_record(tensors)
+    assert [record[name].stype for name in ("float", "half", "weight.packed")] == ["numpy.ndarray", RAW, PACKED]
+    assert record["weight.packed"].data == bytes(range(9))
+    for name, tensor in from_record(record).items():
+        assert tensor.dtype == tensors[name].dtype
+        assert torch.equal(tensor, tensors[name])
+
+
 def test_the_simulation_gives_the_bits_of_the_serial_engine(
     outcome: Outcome, programs: Programs, serial: Path, tmp_path: Path
 ) -> None:

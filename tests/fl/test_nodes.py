@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -231,3 +232,13 @@ def test_only_the_loopback_interface_is_used_without_certificates() -> None:
     for host in ("0.0.0.0", "10.0.0.7", "server.example"):
         with pytest.raises(UserError, match="is another machine, give certificates"):
             insecure(host, [])
+
+
+def test_flower_is_imported_by_one_file_alone() -> None:
+    root = Path(__file__).parents[2] / "fl"
+    files = {
+        p.relative_to(root).as_posix()
+        for p in root.rglob("*.py")
+        if re.search(r"^\s*(from|import) flwr", p.read_text(), re.M)
+    }
+    assert files == {"engines/flower.py"}

@@ -1,6 +1,7 @@
 """Whole runs: the same bits from the same seed, and from a run that was cut anywhere."""
 
 import dataclasses
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -290,3 +291,17 @@ def test_a_run_without_a_directory_says_where_it_is(
     result = federation(algorithms.Local(local_steps=1), rounds=1).run()
     assert result.directory.parent == tmp_path
     assert (result.directory / "summary.json").is_file()
+
+
+def test_at_most_a_rounds_states_are_in_memory(few_clients: list[Client], tmp_path: Path) -> None:
+    clients = [dataclasses.replace(few_clients[2], id=number) for number in range(60)]
+    run = Federation(algorithm=algorithms.QuPeD(local_steps=1), clients=clients, rounds=4, sample=0.05)
+    alive: list[int] = []
+
+    def count(rounds: int, record: dict[str, Any]) -> None:
+        alive.append(sum(type(thing) is ClientState for thing in gc.get_objects()))
+
+    run.run(tmp_path / "run", on_round=count)
+    assert max(alive) <= 3
+    assert len(alive) == 5
+    assert 3 < len(list((tmp_path / "run" / "state").glob("client_*"))) <= 12  # those that were ever drawn
