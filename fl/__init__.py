@@ -14,3 +14,4 @@ from fl.core import make_clients as make_clients
 from fl.errors import UserError as UserError
 from fl.federation import Federation as Federation
 from fl.result import RunResult as RunResult
+from fl.wire import Wire as Wire

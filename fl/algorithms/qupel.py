@@ -30,11 +30,12 @@ from fl.storage import Tensors
 class QuPeL(Personal):
     """QuPeL's hyper-parameters beside those of Personal.
 
-    coupling: lambda_p.  global_rate: eta_3, of w's steps; None: twice `rate`; eta_3 lambda_p at most 1.
+    coupling: lambda_p; on small digits clients (60 rounds, one seed) 0.03 reached 99.4 % of the validation images, 0.1
+    98.9 and 0.25 96.6.  global_rate: eta_3, of w's steps; None: twice `rate`; eta_3 lambda_p at most 1.
     weighted: average w by training images, else plainly.
     """
 
-    coupling: float = 0.25
+    coupling: float = 0.03
     global_rate: float | None = None
     weighted: bool = False
 

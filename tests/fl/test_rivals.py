@@ -208,6 +208,7 @@ def test_a_state_that_was_adapted_ships_what_was_kept(clients: list[Client]) -> 
         (lambda: algorithms.FedProx(mu=-1), "fedprox: mu must be at least 0 and finite, got -1"),
         (lambda: algorithms.PFedMe(inner_steps=0), "pfedme: inner_steps must be at least 1, got 0"),
         (lambda: algorithms.PFedMe(coupling=0), "pfedme: coupling must be positive and finite, got 0"),
+        (lambda: algorithms.PFedMe(coupling=2), "pfedme: global_rate times coupling must be between 0 and 1, got 2"),
         (lambda: algorithms.PerFedAvg(hessian="exact"), "per_fedavg: hessian must be one of none, difference, got"),
         (lambda: algorithms.FedAvg(batch_norm="frozen"), "fedavg: batch_norm must be one of averaged, local, recal"),
         (lambda: algorithms.FedAvg(adapt_steps=-1), "fedavg: adapt_steps must be at least 0, got -1"),
