@@ -9,18 +9,18 @@
 """
 
 import sys
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fl import data, models
 from fl.algorithms import BY_NAME, Algorithm
 from fl.core import Bits, Groups
 from fl.engines import ENGINES
 from fl.errors import ConfigError
+from fl.tables import check_keys, read, table
 from fl.wire import Wire
 
 if sys.version_info >= (3, 11):
@@ -28,7 +28,6 @@ if sys.version_info >= (3, 11):
 else:  # TODO: drop once Python 3.11 is the oldest supported: tomllib is in the standard library from there on
     import tomli as tomllib
 
-T = TypeVar("T")
 BITS: tuple[Bits, ...] = (1, 2, 3, 4, 5, 6, 7, 8, "ternary", "float")
 
 
@@ -190,85 +189,16 @@ def loads(text: str, source: str = "config") -> Config:
 def parse(content: Mapping[str, Any], source: str = "config") -> Config:
     """A configuration from TOML's tables. source: named in errors."""
     where = f"config: {source}"
-    _check_keys(content, ["experiment", "data", "clients", "wire", "algorithms"], ["experiment", "clients"], where)
+    check_keys(content, ["experiment", "data", "clients", "wire", "algorithms"], ["experiment", "clients"], where)
     groups = content["clients"] if isinstance(content["clients"], list) else [content["clients"]]
     if not groups:
         raise ConfigError(f"{where}: clients must have at least one group, got none")
-    tables = _table(content.get("algorithms", {}), f"{where} [algorithms]")
-    _check_keys(tables, sorted(BY_NAME), [], f"{where} [algorithms]")
+    tables = table(content.get("algorithms", {}), f"{where} [algorithms]")
+    check_keys(tables, sorted(BY_NAME), [], f"{where} [algorithms]")
     return Config(
-        experiment=_read(Experiment, content["experiment"], f"{where} [experiment]"),
-        data=_read(Data, content.get("data", {}), f"{where} [data]"),
-        clients=tuple(_read(Group, group, f"{where} [clients]") for group in groups),
-        wire=_read(Packing, content.get("wire", {}), f"{where} [wire]"),
-        algorithms={
-            name: _read(BY_NAME[name], table, f"{where} [algorithms.{name}]") for name, table in tables.items()
-        },
+        experiment=read(Experiment, content["experiment"], f"{where} [experiment]"),
+        data=read(Data, content.get("data", {}), f"{where} [data]"),
+        clients=tuple(read(Group, group, f"{where} [clients]") for group in groups),
+        wire=read(Packing, content.get("wire", {}), f"{where} [wire]"),
+        algorithms={name: read(BY_NAME[name], given, f"{where} [algorithms.{name}]") for name, given in tables.items()},
     )
-
-
-def _table(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: must be a table, got {value!r}")
-    return value
-
-
-def _check_keys(table: Mapping[str, Any], allowed: list[str], needed: list[str], where: str) -> None:
-    for key in table:
-        if key not in allowed:
-            raise ConfigError(f"{where}: unknown key {key!r}, allowed are {', '.join(allowed)}")
-    for key in needed:
-        if key not in table:
-            raise ConfigError(f"{where}: needs the key {key!r}")
-
-
-def _read(kind: type[T], value: Any, where: str) -> T:
-    """A frozen dataclass from a table: its fields are the keys, its annotations the types, its own checks the rest."""
-    table = _table(value, where)
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
-    needed = [name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
-    _check_keys(table, list(known), needed, where)
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for key, entry in table.items():
-        try:
-            values[key] = _convert(entry, hints[key])
-        except TypeError:
-            raise ConfigError(f"{where}: {key} must be {_words(hints[key])}, got {entry!r}") from None
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """TOML's value as the annotation has it: lists become tuples, integers may stand for floats. Raises TypeError."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _convert(value, option)
-            except TypeError:
-                continue
-    elif typing.get_origin(hint) is tuple and isinstance(value, list):
-        if arguments[-1] is Ellipsis:
-            return tuple(_convert(item, arguments[0]) for item in value)
-        if len(arguments) == len(value):
-            return tuple(_convert(item, option) for item, option in zip(value, arguments, strict=True))
-    elif hint is float and type(value) in (int, float):
-        return float(value)
-    elif type(value) is hint:
-        return value
-    raise TypeError
-
-
-def _words(hint: Any) -> str:
-    """An annotation in words, for a sentence."""
-    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_words(option) for option in arguments if option is not type(None))
-    if typing.get_origin(hint) is tuple:
-        plural = {int: "integers", float: "numbers", str: "strings"}[arguments[0]]
-        return f"a list of {plural}" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} {plural}"
-    return names.get(hint, str(hint))
