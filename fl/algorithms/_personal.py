@@ -121,7 +121,7 @@ class Personal(Algorithm):
         return self._capture(model, self._new_optimizer(job, client, model), last_round=-1)
 
     def model(self, job: Job, client: Client, state: ClientState, server: Tensors) -> nn.Module:
-        model, _ = self._restore(job, client, state)
+        model = self._restore_model(job, client, state)
         if client.bits != "float":
             qk.pack_(model)
         return model.eval()
@@ -172,12 +172,15 @@ class Personal(Algorithm):
         )
 
     def _restore(self, job: Job, client: Client, state: ClientState) -> tuple[nn.Module, Optimizer]:
-        model = self._new_model(job, client, init="linspace")  # the cheapest: centers come from the state
+        model = self._restore_model(job, client, state)
         optimizer = self._new_optimizer(job, client, model)
-        load_model(model, {name[len("model.") :]: state.tensors[name] for name in state.scalars["model"]})
         moments = {name: tensor.clone() for name, tensor in state.tensors.items() if name.startswith("optimizer.")}
         optimizer.load_state_dict(unflatten(moments, state.scalars["optimizer"]))  # which keeps what it is given
         return model, optimizer
+
+    def _restore_model(self, job: Job, client: Client, state: ClientState) -> nn.Module:
+        model = self._new_model(job, client, init="linspace")  # the cheapest: centers come from the state
+        return load_model(model, {name[len("model.") :]: state.tensors[name] for name in state.scalars["model"]})
 
     def _capture(self, model: nn.Module, optimizer: Optimizer, last_round: int) -> ClientState:
         weights = {f"model.{name}": tensor for name, tensor in copy_tensors(model).items()}

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fl.algorithms import Algorithm
 from fl.core import Client, ClientState, Job, Message, Update, state_file
 from fl.errors import DivergedError
@@ -117,6 +119,8 @@ def _same(one: ClientState, two: ClientState) -> bool:
 def _check_finite(update: Update, where: str) -> None:
     """Stop a run that has diverged before its numbers reach the server or a checkpoint."""
     tensors = [*update.state.tensors.values(), *(update.message.tensors.values() if update.message else ())]
+    floats = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel() > 0]
+    largest = torch._foreach_norm(floats, math.inf) if floats else ()  # one call: there are many small tensors
     finite = update.loss is None or math.isfinite(update.loss)
-    if not finite or not all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point()):
+    if not finite or not all(math.isfinite(value) for value in largest):
         raise DivergedError(f"{where}: training has diverged, its loss is {update.loss}, choose a lower rate")

@@ -13,7 +13,8 @@ import torch
 import qupedkern as qk
 from fl import Client, Federation, algorithms, storage
 from fl.algorithms import Algorithm
-from fl.core import ClientState, Job, Update, state_file
+from fl.core import ClientState, Job, Message, Update, state_file
+from fl.engines.work import _check_finite
 from fl.errors import CheckpointError, DivergedError
 from fl.evaluation import score
 from fl.shipping import load_model
@@ -305,3 +306,19 @@ def test_at_most_a_rounds_states_are_in_memory(few_clients: list[Client], tmp_pa
     assert max(alive) <= 3
     assert len(alive) == 5
     assert 3 < len(list((tmp_path / "run" / "state").glob("client_*"))) <= 12  # those that were ever drawn
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["state", "message"])
+def test_a_single_number_that_is_not_finite_is_found(value: float, where: str) -> None:
+    sound = {
+        "w": torch.full((3, 5), 3e38),
+        "empty": torch.empty(0),
+        "count": torch.tensor(2),
+        "half": torch.ones(4).half(),
+    }
+    bad = {**sound, "x": torch.zeros(7).index_fill(0, torch.tensor([4]), value)}
+    _check_finite(Update(ClientState(sound, None), Message(sound, 1), 1, 0.5), "here")
+    state, message = (bad, sound) if where == "state" else (sound, bad)
+    with pytest.raises(DivergedError, match="here: training has diverged"):
+        _check_finite(Update(ClientState(state, None), Message(message, 1), 1, 0.5), "here")
