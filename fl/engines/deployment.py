@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -107,7 +108,10 @@ def join(
     data_directory: Path | None,
     options: Sequence[str] = (),
 ) -> int:
-    """Run a node that has these clients, until it is stopped; returns Flower's exit code. options: for flower-supernode."""
+    """Run a node that has these clients, until it is stopped; returns Flower's exit code, or on POSIX not at all.
+
+    options: for flower-supernode.
+    """
     state.mkdir(parents=True, exist_ok=True)
     own = {
         "clients": ",".join(map(str, clients)),
@@ -117,7 +121,11 @@ def join(
     security = [] if _option(options, "--root-certificates") else insecure(server.rsplit(":", 1)[0], options)
     command = [_program("flower-supernode"), "--superlink", server, "--port", str(free_port()), *security, *options]
     command += ["--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in own.items())]
-    with _process(command, _environment(state / "flower")) as node:
+    environment = _environment(state / "flower")
+    if os.name == "posix":  # become the node, so that what stops this process stops it
+        sys.stdout.flush()
+        os.execve(command[0], command, environment)
+    with _process(command, environment) as node:
         return node.wait()
 
 
@@ -182,9 +190,11 @@ def _search_path() -> str:
 @contextmanager
 def _process(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(command, env=dict(environment))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the child would stay
     try:
         yield process
     finally:
+        signal.signal(signal.SIGTERM, before)
         process.terminate()
         try:
             process.wait(timeout=20)

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -242,3 +246,20 @@ def test_flower_is_imported_by_one_file_alone() -> None:
         if re.search(r"^\s*(from|import) flwr", p.read_text(), re.M)
     }
     assert files == {"engines/flower.py"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_a_server_that_is_terminated_takes_its_processes_along() -> None:
+    program = (
+        "import os, sys, time; from fl.engines.deployment import _process\n"
+        "with _process([sys.executable, '-c', 'import time; time.sleep(60)'], os.environ) as child:\n"
+        "    print(child.pid, flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.terminate()
+        assert parent.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
