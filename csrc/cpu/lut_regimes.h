@@ -30,8 +30,8 @@ inline bool rows_fit(const LutWeights& w, int64_t bits) {
 }
 
 // The largest batch at which a kernel is faster than tiles, for 0 to 4 bits: sums, rows where one table serves all of
-// W, rows where each has its own. With AVX-512 both kernels win at every batch measured, 1 to 256 rows of x. Measured
-// on one thread of an EPYC (Zen 4), 4096 codes a row.
+// W, rows where each has its own. Measured on one thread of an EPYC (Zen 4), 4096 codes a row, batches 1 to 64. With
+// AVX-512 rows win by little at the larger ones; AVX2 and portable crossovers lie between batches 1, 4, 16 and 64.
 constexpr int64_t kAny = INT64_MAX;
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 constexpr int64_t kMostSums[5] = {0, kAny, kAny};
@@ -54,15 +54,15 @@ constexpr int64_t kFewestPairs = 4;
 inline LutForm lut_form(const LutWeights& w, int64_t bits, int64_t batch, bool pairs) {
   const bool empty = w.in_features * w.out_features * batch == 0;
   const int64_t least = batch_invariant() ? 1 : batch;  // what one row of x gets is for all
-  const bool shared = w.length >= 16 * w.in_features;
-  if (pairs && shared && least >= kFewestPairs && !(bits == 1 && sums_fit(w, bits))) {
+  const bool sixteen_rows = w.length >= 16 * w.in_features;
+  if (pairs && sixteen_rows && least >= kFewestPairs && !(bits == 1 && sums_fit(w, bits))) {
     return LutForm::pairs;
   }
   if (!empty && sums_fit(w, bits) && least <= kMostSums[bits]) {
     return LutForm::sums;
   }
-  const bool shared = w.length == w.in_features * w.out_features;
-  if (!empty && rows_fit(w, bits) && least <= (shared ? kMostRowsShared : kMostRowsOwn)[bits]) {
+  const bool one_table = w.length == w.in_features * w.out_features;
+  if (!empty && rows_fit(w, bits) && least <= (one_table ? kMostRowsShared : kMostRowsOwn)[bits]) {
     return LutForm::rows;
   }
   return pairs ? LutForm::pairs : LutForm::tiles;
