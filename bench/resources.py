@@ -88,7 +88,7 @@ def _arguments(case: Case) -> tuple[Any, ...]:
         return (scalar, *given, empty(128, 5)) if case.op.endswith("backward") else given
     if case.op in listed:
         return listed[case.op]
-    table = {
+    single: dict[str, tuple[Any, ...]] = {
         "assign": (x, c),
         "dequantize": (codes, c.to(case.dtype)),
         "dequantize_backward": (x, codes, c.to(case.dtype)),
@@ -100,7 +100,7 @@ def _arguments(case: Case) -> tuple[Any, ...]:
         "soft_quantize": (x, c, one),
         "soft_quantize_backward": (x, x, c, one),
     }
-    return table[case.op]
+    return single[case.op]
 
 
 _MANY = ("assign", "hard_quantize_backward", "soft_quantize", "soft_quantize_backward")  # also for 256 centers
