@@ -38,6 +38,9 @@ def _every_kernel(n: int, c: torch.Tensor, dtype: torch.dtype) -> dict[str, tupl
     first, t = torch.zeros(x.shape), torch.tensor([0.01])
     step = ([x.float()], [grad.float()], [grad.float().flip(0)], [first], [first.clone()], [c], [steep], [t])
     counts = [torch.arange(3 * c.numel()).reshape(*c.shape[:-1], 3, c.shape[-1])]
+    groups = x.numel() // n
+    packed = (reference("pack_codes", codes, bits)[0], c, bits, [groups, n])
+    indices, looked_up = torch.arange(3 * groups) % groups, grad.reshape(groups, n).repeat(3, 1)
     return {
         "assign": (x, c),
         "center_step": ([c], [c.flip(-1)], counts, [], [t], t, "l1", "counted", 10.0),
@@ -50,11 +53,16 @@ def _every_kernel(n: int, c: torch.Tensor, dtype: torch.dtype) -> dict[str, tupl
         "quped_step": (*step, "soft", "adam", "l2", 0.01, 0.1, 0.9, 0.99, 1e-8, False, 3, False, True, bits),
         "dequantize": (codes, c),
         "dequantize_backward": (grad, codes, c),
+        "dequantize_packed": packed,
+        "dequantize_packed_backward": (grad.reshape(groups, n), *packed),
         "distillation_loss": logits,
         "distillation_loss_backward": (torch.tensor(0.7), *logits, reference("distillation_loss", *logits)[1]),
         "hard_quantize": (x, c, False),
         "hard_quantize_backward": (grad, x, c, True),
+        "lut_linear": (torch.stack([x[:n], grad[:n]]), *packed[:2], torch.ones(groups), *packed[2:]),
         "pack_codes": (codes, bits),
+        "packed_embedding": (indices, *packed),
+        "packed_embedding_backward": (looked_up, indices, *packed),
         "prox_weights": (x, c, torch.tensor([0.1]), "l1"),
         "soft_quantize": (x, c, steep),
         "soft_quantize_backward": (grad, x, c, steep),
