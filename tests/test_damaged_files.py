@@ -94,9 +94,9 @@ def test_another_architecture_is_refused(path: Path) -> None:
     for make, sentence in (
         (wider, "layer '5' does not fit the model's: file torch.float32 (3, 5), with bias; model torch.float32 (4, 5)"),
         (other_padding, "layer '0' does not fit the model's: file {"),
-        (other_kind, "layer '0' is a conv2d layer, the model has a Linear there"),
+        (other_kind, "layer '0' is of kind 'conv2d', the model has there: Linear"),
         (with_bias, "layer '4' does not fit the model's"),
-        (subclass, "layer '5' is a linear layer, the model has a Own there"),
+        (subclass, "layer '5' is of kind 'linear', the model has there: Own"),
         (more, "its tensors do not fit the model (missing ['6.bias', '6.num_batches_tracked', '6.running_mean'"),
         (lambda: factory().double(), "file torch.float32 (4, 1, 3, 3), with bias; model torch.float64 (4, 1, 3, 3)"),
         (lambda: factory()[:4], "the model has no layer '4'"),

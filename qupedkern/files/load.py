@@ -72,7 +72,7 @@ def _check_layer(path: Any, name: str, record: LayerRecord, module: nn.Module | 
     if module is None:
         raise refusal(path, f"the model has no layer {name!r}")
     if kind_of(module) is not KINDS[record.kind]:
-        raise refusal(path, f"layer {name!r} is a {record.kind} layer, the model has a {type(module).__name__} there")
+        raise refusal(path, f"layer {name!r} is of kind {record.kind!r}, the model has there: {type(module).__name__}")
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     if tuple(weight.shape) != record.shape or weight.dtype != dtype or (bias is not None) != record.bias:
