@@ -86,6 +86,7 @@ def test_late_messages_are_not_counted_and_their_clients_keep_what_they_learned(
     result = run.run(tmp_path / "run")
     record = result.records[1]
     assert (record["late"], record["failed"], record["aggregated"]) == ([2], [], True)
+    torch.set_num_threads(1)  # as the run: torch sums in another order with more
     job, server = run.job, algorithm.start_server(run.job)
     updates = [algorithm.client_step(job, one, algorithm.start_client(job, one), server, 0) for one in slow]
     messages = {n: update.message for n, update in enumerate(updates) if n != 2 and update.message is not None}
