@@ -16,6 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from qupedkern.backends import cpp
+
 from . import records, runs
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -84,14 +86,16 @@ def time_and_show(options: argparse.Namespace) -> None:
     if options.show:
         found = [row for row in records.read(options.out or stored) if _chosen(row, options)]
     else:
+        if (why := cpp.unavailable()) is not None:
+            print(f"bench: native calls are not timed and ops run in eager PyTorch: {why}", file=sys.stderr, flush=True)
         found = runs.in_processes(options.arguments, options.runs)
         if path is not None:
             records.write(path, records.merged(records.read(path), found) if options.keep and path.is_file() else found)
     print("\n\n".join(filter(None, (table.render(found) for table in module.TABLES))))
     if path is not None:
         print(f"\nrecords: {path}", file=sys.stderr)
-    if path is not None and hasattr(module, "picture"):
-        module.picture(found, path.with_suffix(".png"))
+    if path is not None and found and hasattr(module, "picture"):
+        module.picture(records.read(path), path.with_suffix(".png"))  # of all that is stored
         print(f"picture: {path.with_suffix('.png')}", file=sys.stderr)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import linear_rivals as rivals
 from . import machine
 from .linear_contenders import COLD_BYTES, DEVIATION, OP, Contender, Packed, error, float_linear
+from .linear_picture import picture as picture
 from .linear_tables import TABLES as TABLES
 from .native import available
 from .records import LIMIT, Row

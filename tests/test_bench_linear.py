@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qupedkern as qk
-from bench import linear, linear_contenders, linear_rivals, linear_tables, records, streams
+from bench import linear, linear_contenders, linear_picture, linear_rivals, linear_tables, records, streams
 from bench.__main__ import _chosen, main
 from bench.linear_contenders import Contender, Packed, checked_rows, copies, error, float_linear
 
@@ -195,3 +195,22 @@ def test_stored_cases_are_shown_by_choice_and_kept_when_others_are_timed(
     assert "batch 4" not in shown
     options = argparse.Namespace(tensors=None, m=None, dtypes=("bfloat16",), threads=None, batches=None)
     assert not any(_chosen(one, options) for one in merged)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_picture_has_a_bar_for_each_batch_and_number_of_bits_as_high_as_torch_takes_longer(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    weights = linear.Weights.drawn((96, 128), (1, 4))
+    found, absent = weights.contenders(torch.float32), weights.absent
+    rows = [
+        row for batch in (1, 4) for row in linear.measure("small", "float32", batch, found, absent, threads=1, rounds=1)
+    ]
+    axes = Figure().subplots()
+    linear_picture._plot(axes, records.cases(rows), "torch float32")
+    assert [bar.get_height() for bar in axes.patches] == [
+        row.ratio("torch float32", "native") for row in sorted(rows, key=lambda row: row.m)
+    ]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["batch 1", "batch 4"]
+    linear.picture(rows, tmp_path / "linear.png")
+    assert (tmp_path / "linear.png").read_bytes().startswith(b"\x89PNG")
