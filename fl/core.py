@@ -31,6 +31,27 @@ class Client:
     groups: Groups = "tensor"
     speed: float = 1.0
 
+    @property
+    def size(self) -> int:
+        """How many clients' models lie side by side in this one's."""
+        return 1
+
+
+@dataclass(frozen=True)
+class Stack(Client):
+    """Clients of one kind as one client, who trains their models side by side: a client step need not know.
+
+    Its model takes images [B, K C, height, width], the clients' channels side by side, and gives logits [K, B, classes];
+    its losses are [K]; parameters and states are the clients', joined along the first dimension (fl/stack.py).
+    members: K >= 2 clients, alike in architecture, bits and groups; only they have data.
+    """
+
+    members: tuple[Client, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.members)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -90,13 +111,14 @@ class Update:
     """What a client step returns: the client's new state, its message (None: nothing travels), and what it spent.
 
     evaluations: gradients of a loss on a batch that were taken.
-    loss: mean training loss over the local steps, None where there were none.
+    loss: mean training loss over the local steps, None where there were none.  each: of a Stack, every member's.
     """
 
     state: ClientState
     message: Message | None
     evaluations: int
     loss: float | None
+    each: tuple[float, ...] = ()
 
 
 def make_clients(
@@ -149,7 +171,15 @@ def batches(samples: int, batch_size: int, steps: int, generator: torch.Generato
 def training_batches(
     job: Job, client: Client, batch_size: int, steps: int, round_index: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` batches (x, y) of a client's training images in a round, by the run's seed, round and client."""
+    """`steps` batches (x, y) of a client's training images in a round, by the run's seed, round and client.
+
+    Of a Stack: x [B, K C, height, width] and y [K, B], of what each member draws by itself.
+    """
+    if isinstance(client, Stack):
+        own = [training_batches(job, member, batch_size, steps, round_index) for member in client.members]
+        for drawn in zip(*own, strict=True):
+            yield torch.cat([x for x, _ in drawn], dim=1), torch.stack([y for _, y in drawn])
+        return
     part, random = client.data.train, torch_generator(job.seed, "batches", round_index, client.id)
     changes = torch_generator(job.seed, "augment", round_index, client.id)
     for index in batches(len(part), batch_size, steps, random):

@@ -9,7 +9,7 @@ them, so a difference smaller than a download's steps is not lost.
 Biases, norms, buffers, and weights too small to gain, travel as they are. Personal models never travel, packed or not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -96,6 +96,29 @@ class Wire(Algorithm):
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
         received = self._received(job, broadcast)
         update = self.inner.client_step(job, client, _without_residual(state), received, round_index)
+        return self._sent(update, state, received)
+
+    @property
+    def stackable(self) -> bool:  # type: ignore[override]
+        return self.inner.stackable
+
+    def kind(self, client: Client, state: ClientState) -> Hashable:
+        return self.inner.kind(client, _without_residual(state))
+
+    @property
+    def stackable_model(self) -> bool:
+        return False  # a download is unpacked, and an upload packed, client by client
+
+    def stack_step(
+        self, job: Job, clients: Sequence[Client], states: Sequence[ClientState], broadcast: Tensors, round_index: int
+    ) -> list[Update]:
+        received = self._received(job, broadcast)
+        plain = [_without_residual(state) for state in states]
+        updates = self.inner.stack_step(job, clients, plain, received, round_index)
+        return [self._sent(update, state, received) for update, state in zip(updates, states, strict=True)]
+
+    def _sent(self, update: Update, state: ClientState, received: Tensors) -> Update:
+        """A client's update with its message packed, and what that took away kept for the next. state: before the step."""
         if update.message is None or self.up_bits is None:
             return update
         wanted = {name: _difference(tensor, received[name]) for name, tensor in update.message.tensors.items()}

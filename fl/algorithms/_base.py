@@ -1,7 +1,7 @@
 """What an algorithm is: a client step and a server step, both pure functions of what they are given."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import ClassVar
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from fl import models
 from fl.core import Bits, Client, ClientState, Job, Message, Update
 from fl.seeds import derive_seed
+from fl.stack import form, join_states, make_stack, split_update, spread, widen_
 from fl.storage import Tensors
 
 FINETUNE_SHARE = 0.1  # of the rate, in the last rounds, for every algorithm
@@ -23,6 +24,8 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     one_architecture: ClassVar[bool] = False  # whether clients' weights are compared with the global model's
+    stackable: ClassVar[bool] = False  # whether client_step also takes a Stack
+    batch_size: int  # images of a local step, or all that a client has
 
     @property
     def personal(self) -> bool:
@@ -54,6 +57,29 @@ class Algorithm(ABC):
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
         """One drawn client's round: local steps from its state and the server's broadcast."""
 
+    def stack_step(
+        self, job: Job, clients: Sequence[Client], states: Sequence[ClientState], broadcast: Tensors, round_index: int
+    ) -> list[Update]:
+        """The rounds of two or more clients of one kind, taken together: client_step's, within rounding."""
+        stack = make_stack(clients)
+        update = self.client_step(job, stack, join_states(states), spread(broadcast, stack.size), round_index)
+        return split_update(update, stack, states)
+
+    def kind(self, client: Client, state: ClientState) -> Hashable:
+        """What clients of one stack have in common: their device, the length of their batches, the form of their states."""
+        return (
+            client.architecture,
+            client.bits,
+            client.groups,
+            min(self.batch_size, len(client.data.train)),
+            form(state),
+        )
+
+    @property
+    def stackable_model(self) -> bool:
+        """Whether `model` also takes a Stack, whose model is not packed: its weights lie on their centers."""
+        return self.stackable
+
     def server_step(self, job: Job, server: Tensors, messages: Mapping[int, Message]) -> Tensors:
         """The server's new tensors, given the messages by client number. A message holds what `server` holds."""
         return server
@@ -81,9 +107,10 @@ class Algorithm(ABC):
         return lambda: models.build(architecture, job.input_shape, job.num_classes, seed=0)
 
 
-def global_model(job: Job) -> nn.Module:
-    """The global model as it is before the first round."""
-    return models.build(job.architecture, job.input_shape, job.num_classes, derive_seed(job.seed, "global"))
+def global_model(job: Job, size: int = 1) -> nn.Module:
+    """The global model as it is before the first round; of a stack, one for each of its members."""
+    model = models.build(job.architecture, job.input_shape, job.num_classes, derive_seed(job.seed, "global"))
+    return widen_(model, size)
 
 
 def load_model(model: nn.Module, tensors: Tensors) -> nn.Module:

@@ -1,13 +1,12 @@
 """What the algorithms of one global model share: w down, local steps, w up; and what a client makes of w for itself."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qupedkern as qk
@@ -25,6 +24,8 @@ from fl.algorithms._base import (
 )
 from fl.algorithms._personal import FloatSGD, Optimizer, quantize_client_
 from fl.core import Bits, Client, ClientState, Job, Message, Update, aggregate, training_batches
+from fl.losses import cross_entropy, mean_losses, total_loss
+from fl.stack import form
 from fl.storage import Tensors
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -75,13 +76,25 @@ class Global(Algorithm):
         """Batches that a local step draws."""
         return 1
 
+    def kind(self, client: Client, state: ClientState) -> Hashable:
+        """All train the same architecture in float, whatever their own."""
+        return min(self.batch_size, len(client.data.train)), form(state)
+
+    @property
+    def stackable_model(self) -> bool:
+        """Not where a client's own images recalibrate it, or k-means draws its centers."""
+        return self.stackable and not self.quantize and self.batch_norm != "recalibrated"
+
     @abstractmethod
     def train(self, model: nn.Module, rate: float, batches: Batches) -> list[Tensor]:
-        """A round's local steps on w_i, in place, `batches_a_step` batches each; their losses, detached."""
+        """A round's local steps on w_i, in place, `batches_a_step` batches each; their losses, detached.
+
+        The model may be a stack's, whose losses are [K].
+        """
 
     def adapted_loss(self, model: nn.Module, start: Tensors, x: Tensor, y: Tensor) -> Tensor:
         """What a step of the adaptation descends. start: w."""
-        return F.cross_entropy(model(x), y)
+        return cross_entropy(model(x), y)
 
     def start_server(self, job: Job) -> Tensors:
         return self._travels(global_model(job))
@@ -90,15 +103,15 @@ class Global(Algorithm):
         return ClientState({}, {"adapted": False})
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
-        model = self._receive(job, state, broadcast).train()
+        model = self._receive(job, client, state, broadcast).train()
         rate = self.rate * (FINETUNE_SHARE if round_index >= late_round(job, self.decay_at) else 1.0)
         steps = self.local_steps if job.evaluations is None else max(1, job.evaluations // self.step_evaluations)
         count = steps * self.batches_a_step
-        losses = self.train(model, rate, training_batches(job, client, self.batch_size, count, round_index))
+        batches = training_batches(job, client, self.batch_size, count, round_index)
+        loss, each = mean_losses(self.train(model, rate, batches))
         kept = {name: buffer.clone() for name, buffer in model.named_buffers()} if self.batch_norm == "local" else {}
         message = Message(self._travels(model), len(client.data.train))
-        loss = float(torch.stack(losses).mean())
-        return Update(replace(state, tensors=kept), message, steps * self.step_evaluations, loss)
+        return Update(replace(state, tensors=kept), message, steps * self.step_evaluations, loss, each)
 
     def server_step(self, job: Job, server: Tensors, messages: Mapping[int, Message]) -> Tensors:
         return aggregate(messages, self.weighted)
@@ -112,7 +125,7 @@ class Global(Algorithm):
 
     def model(self, job: Job, client: Client, state: ClientState, server: Tensors) -> nn.Module:
         if state.scalars["adapted"]:
-            model = self._quantized(global_model(job), client, init="linspace")
+            model = self._quantized(global_model(job, client.size), client, init="linspace")
             load_model(model, state.tensors)
         else:
             model, _ = self._adapt(job, client, state, server)
@@ -129,8 +142,8 @@ class Global(Algorithm):
             return tensors
         return {name: tensors[name] for name, _ in model.named_parameters()}
 
-    def _receive(self, job: Job, state: ClientState, broadcast: Tensors) -> nn.Module:
-        model = global_model(job)
+    def _receive(self, job: Job, client: Client, state: ClientState, broadcast: Tensors) -> nn.Module:
+        model = global_model(job, client.size)
         return load_model(model, {**model.state_dict(), **state.tensors, **broadcast})
 
     def _quantized(self, model: nn.Module, client: Client, init: str) -> nn.Module:
@@ -140,7 +153,7 @@ class Global(Algorithm):
 
     def _adapt(self, job: Job, client: Client, state: ClientState, server: Tensors) -> tuple[nn.Module, int]:
         """(the model a client makes of w, the gradient evaluations it took). The draws do not depend on the round."""
-        model = self._quantized(self._receive(job, state, server), client, init="kmeans").train()
+        model = self._quantized(self._receive(job, client, state, server), client, init="kmeans").train()
         evaluations = 0
         if self.adapt_steps:
             optimizer = self._adapter(model)
@@ -173,8 +186,8 @@ def sgd_steps(model: nn.Module, rate: float, momentum: float, batches: Batches, 
     losses = []
     for x, y in batches:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
+        loss = cross_entropy(model(x), y)
+        total_loss(loss).backward()
         with torch.no_grad():
             for parameter, before in zip(model.parameters(), start, strict=False):
                 assert parameter.grad is not None

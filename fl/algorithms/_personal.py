@@ -22,7 +22,9 @@ from fl.algorithms._base import (
     load_model,
 )
 from fl.core import Bits, Client, ClientState, Job, Update, training_batches
+from fl.losses import mean_losses, total_loss
 from fl.seeds import derive_seed
+from fl.stack import widen_
 from fl.storage import Tensors, flatten, unflatten
 from qupedkern.optim.quped import EVALUATIONS
 
@@ -45,12 +47,12 @@ class FloatSGD:
     def seek(self, step: int) -> None:
         self._step = step
 
-    def step(self, closure: Any) -> Tensor:
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
         for group in self._inner.param_groups:
             group["lr"] = self._rate * (FINETUNE_SHARE if self._step >= self._decay_step else 1.0)
         self._inner.zero_grad()
         loss = closure()
-        loss.backward()
+        total_loss(loss).backward()
         self._inner.step()
         self._step += 1
         self.evaluations += 1
@@ -63,6 +65,24 @@ class FloatSGD:
         self._inner.load_state_dict(state)
 
 
+class StackQuPeD(qk.QuPeD):
+    """qk.QuPeD of a stack's model, whose losses are [K]."""
+
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Tensor] | None = None, grad_scaler: Any = None
+    ) -> Tensor:
+        """As qk.QuPeD's; returns f(x) of each client, [K], detached."""
+        assert closure is not None
+        seen: list[Tensor] = []
+
+        def total() -> Tensor:
+            seen.append(closure())
+            return total_loss(seen[-1])
+
+        super().step(total, grad_scaler)
+        return seen[0].detach()
+
+
 Optimizer = qk.QuPeD | FloatSGD
 TakeStep = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
 
@@ -73,6 +93,13 @@ def quantize_client_(model: nn.Module, client: Client, init: str) -> None:
         qk.quantize_(model, levels=3, groups=client.groups, init=init, rule=lambda *_: True)
     elif not isinstance(client.bits, str):
         qk.quantize_(model, bits=client.bits, groups=client.groups, init=init, rule=lambda *_: True)
+
+
+@torch.no_grad()
+def put_on_centers_(model: nn.Module) -> None:
+    """What packing stores, in float: every quantized weight becomes Q_c(x)."""
+    for layer in qk.nn.quantized_layers(model).values():
+        layer.weight.copy_(layer.like_weight(qk.hard_quantize(layer.by_rows(layer.weight), layer.centers)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +150,7 @@ class Personal(Algorithm):
     def model(self, job: Job, client: Client, state: ClientState, server: Tensors) -> nn.Module:
         model = self._restore_model(job, client, state)
         if client.bits != "float":
-            qk.pack_(model)
+            put_on_centers_(model) if client.size > 1 else qk.pack_(model)
         return model.eval()
 
     def train(self, job: Job, client: Client, state: ClientState, round_index: int, take_step: TakeStep) -> Update:
@@ -136,12 +163,11 @@ class Personal(Algorithm):
         frozen = round_index >= late_round(job, self.freeze_at)
         steps = self.steps(job, client.bits, frozen)
         optimizer.seek(round_index * self.steps(job, client.bits, False))
-        before = optimizer.evaluations
+        optimizer.evaluations = 0  # of this round: clients of a stack have been drawn unequally often
         chosen = training_batches(job, client, self.batch_size, steps, round_index)
-        losses = [take_step(model, optimizer, x, y) for x, y in chosen]
-        evaluations = optimizer.evaluations - before + self.teachers * steps
-        loss = float(torch.stack(losses).mean())
-        return Update(self._capture(model, optimizer, round_index), None, evaluations, loss)
+        loss, each = mean_losses([take_step(model, optimizer, x, y) for x, y in chosen])
+        evaluations = optimizer.evaluations + self.teachers * steps
+        return Update(self._capture(model, optimizer, round_index), None, evaluations, loss, each)
 
     def finish_client(self, job: Job, client: Client, state: ClientState, server: Tensors) -> Update:
         """Fine-tune for one round the clients that were not drawn since the freeze; what they learn stays with them."""
@@ -154,7 +180,7 @@ class Personal(Algorithm):
         seed = derive_seed(job.seed, "global") if self.from_global else derive_seed(job.seed, "model", client.id)
         model = models.build(client.architecture, job.input_shape, job.num_classes, seed)
         quantize_client_(model, client, init)
-        return model
+        return widen_(model, client.size)
 
     def _new_optimizer(self, job: Job, client: Client, model: nn.Module) -> Optimizer:
         inner = torch.optim.SGD(model.parameters(), self.rate, momentum=self.momentum)
@@ -162,7 +188,8 @@ class Personal(Algorithm):
         freeze_at = late_round(job, self.freeze_at) / job.rounds
         if client.bits == "float":
             return FloatSGD(inner, freeze_at, total_steps)
-        return qk.QuPeD(
+        kind = qk.QuPeD if client.size == 1 else StackQuPeD
+        return kind(
             model,
             inner,
             variant=self.variant,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import qupedkern as qk
+from fl.losses import squared_norm
 from fl.storage import Tensors
 
 
@@ -27,8 +28,10 @@ def quantized_parameters(model: nn.Module) -> Tensors:
     return values
 
 
-def pull(model: nn.Module, anchor: Tensors, strength: float) -> Tensor:
+def pull(model: nn.Module, anchor: Tensors, strength: float, size: int = 1) -> Tensor:
     """(strength / 2) |Q_c(x) - anchor|^2 over all parameters; its gradient strength (Q_c(x) - anchor) goes to x.
+
+    size: K of a stack's model, for which it is [K].
 
     Straight through the quantizer, whose centers it leaves alone; in a float model Q_c(x) = x. It acts in evaluations of
     f(x) and is 0 in those of a quantized weight, so that a step of Algorithm 1 pulls once.
@@ -40,6 +43,7 @@ def pull(model: nn.Module, anchor: Tensors, strength: float) -> Tensor:
     total: Tensor | None = None
     for name, value in values.items():
         gap = own[name] + (value - own[name]).detach() - anchor[name]
-        total = gap.square().sum() if total is None else total + gap.square().sum()
+        square = squared_norm(gap, size)
+        total = square if total is None else total + square
     assert total is not None
     return 0.5 * strength * total

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl.algorithms._base import (
@@ -29,6 +28,7 @@ from fl.algorithms._base import (
 from fl.algorithms._personal import Optimizer, Personal
 from fl.algorithms._pull import pull
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
+from fl.losses import cross_entropy, total_loss
 from fl.storage import Tensors
 
 
@@ -44,6 +44,7 @@ class Ditto(Personal):
     weighted: bool = False
 
     name: ClassVar[str] = "ditto"
+    stackable: ClassVar[bool] = True
     teachers: ClassVar[int] = 1
     one_architecture: ClassVar[bool] = True
     from_global: ClassVar[bool] = True
@@ -57,15 +58,17 @@ class Ditto(Personal):
         return copy_tensors(global_model(job))
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
-        shared = load_model(global_model(job), broadcast).train()
+        shared = load_model(global_model(job, client.size), broadcast).train()
         rate = self.rate * (FINETUNE_SHARE if round_index >= late_round(job, self.freeze_at) else 1.0)
         shared_optimizer = torch.optim.SGD(shared.parameters(), rate, momentum=self.momentum)
 
         def take_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
             shared_optimizer.zero_grad()
-            F.cross_entropy(shared(x), y).backward()
+            total_loss(cross_entropy(shared(x), y)).backward()
             shared_optimizer.step()
-            return optimizer.step(lambda: F.cross_entropy(model(x), y) + pull(model, broadcast, self.coupling))
+            return optimizer.step(
+                lambda: cross_entropy(model(x), y) + pull(model, broadcast, self.coupling, client.size)
+            )
 
         update = self.train(job, client, state, round_index, take_step)
         return replace(update, message=Message(copy_tensors(shared), len(client.data.train)))

@@ -24,6 +24,7 @@ class FedAvg(Global):
     momentum: float = 0.9
 
     name: ClassVar[str] = "fedavg"
+    stackable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ class FedProx(Global):
     mu: float = 0.1
 
     name: ClassVar[str] = "fedprox"
+    stackable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

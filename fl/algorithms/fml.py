@@ -18,10 +18,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import qupedkern as qk
 from fl.algorithms._base import (
     FINETUNE_SHARE,
     check_positive,
@@ -33,6 +31,7 @@ from fl.algorithms._base import (
 )
 from fl.algorithms._personal import Optimizer, Personal
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
+from fl.losses import cross_entropy, distillation, total_loss
 from fl.storage import Tensors
 
 
@@ -50,6 +49,7 @@ class FML(Personal):
     weighted: bool = False
 
     name: ClassVar[str] = "fml"
+    stackable: ClassVar[bool] = True
     teachers: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class FML(Personal):
         return copy_tensors(global_model(job))
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
-        shared = load_model(global_model(job), broadcast).train()
+        shared = load_model(global_model(job, client.size), broadcast).train()
         rate = self.rate * (FINETUNE_SHARE if round_index >= late_round(job, self.freeze_at) else 1.0)
         shared_optimizer = torch.optim.SGD(shared.parameters(), rate, momentum=self.momentum)
 
@@ -77,7 +77,7 @@ class FML(Personal):
 
             loss = optimizer.step(personal_loss)
             shared_optimizer.zero_grad()
-            self._mixed(shared_logits, y, own, self.global_distill).backward()
+            total_loss(self._mixed(shared_logits, y, own, self.global_distill)).backward()
             shared_optimizer.step()
             return loss
 
@@ -86,8 +86,8 @@ class FML(Personal):
 
     def _mixed(self, logits: Tensor, y: Tensor, teachers: list[Tensor], share: float) -> Tensor:
         """(1 - share) f + share times the mean KD towards the teachers."""
-        distances = [qk.distillation_loss(logits, teacher, self.temperature) for teacher in teachers]
-        return (1 - share) * F.cross_entropy(logits, y) + share * torch.stack(distances).mean()
+        distances = [distillation(logits, teacher, self.temperature) for teacher in teachers]
+        return (1 - share) * cross_entropy(logits, y) + share * torch.stack(distances).mean(0)
 
     def server_step(self, job: Job, server: Tensors, messages: Mapping[int, Message]) -> Tensors:
         return aggregate(messages, self.weighted)

@@ -10,11 +10,11 @@ Ozkara et al. 2021, arXiv:2107.13892.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl.algorithms._personal import Optimizer, Personal
 from fl.core import Client, ClientState, Job, Update
+from fl.losses import cross_entropy
 from fl.storage import Tensors
 
 
@@ -23,9 +23,10 @@ class Local(Personal):
     """Local training's hyper-parameters; Personal says what each means."""
 
     name: ClassVar[str] = "local"
+    stackable: ClassVar[bool] = True
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
         def take_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
-            return optimizer.step(lambda: F.cross_entropy(model(x), y))
+            return optimizer.step(lambda: cross_entropy(model(x), y))
 
         return self.train(job, client, state, round_index, take_step)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl.algorithms._base import check_choice, check_momentum, check_positive
 from fl.algorithms._global import Batches, Global
+from fl.losses import cross_entropy, total_loss
 
 HESSIANS = ("none", "difference")
 
@@ -38,6 +38,7 @@ class PerFedAvg(Global):
     adapt_steps: int = 10
 
     name: ClassVar[str] = "per_fedavg"
+    stackable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,8 +64,8 @@ class PerFedAvg(Global):
             with torch.no_grad():
                 for parameter, value in zip(parameters, at, strict=True):
                     parameter.copy_(value)
-            loss = F.cross_entropy(model(x), y)
-            return list(torch.autograd.grad(loss, parameters)), loss.detach()
+            loss = cross_entropy(model(x), y)
+            return list(torch.autograd.grad(total_loss(loss), parameters)), loss.detach()
 
         for x, y in batches:
             w = [parameter.detach().clone() for parameter in parameters]

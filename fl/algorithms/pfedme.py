@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl.algorithms._base import check_least, check_positive, check_share
 from fl.algorithms._global import Batches, Global
 from fl.algorithms._pull import pull
 from fl.core import Client, Job, Message
+from fl.losses import cross_entropy, total_loss
 from fl.storage import Tensors
 
 
@@ -43,6 +43,7 @@ class PFedMe(Global):
     adapt_steps: int = 10
 
     name: ClassVar[str] = "pfedme"
+    stackable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +61,8 @@ class PFedMe(Global):
         return self.inner_steps
 
     def adapted_loss(self, model: nn.Module, start: Tensors, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(x), y) + pull(model, start, self.coupling)
+        loss = cross_entropy(model(x), y)
+        return loss + pull(model, start, self.coupling, loss.numel())
 
     def train(self, model: nn.Module, rate: float, batches: Batches) -> list[Tensor]:
         theta = list(model.parameters())
@@ -68,8 +70,8 @@ class PFedMe(Global):
         losses = []
         for x, y in batches:
             for _ in range(self.inner_steps):
-                loss = F.cross_entropy(model(x), y)
-                gradients = torch.autograd.grad(loss, theta)
+                loss = cross_entropy(model(x), y)
+                gradients = torch.autograd.grad(total_loss(loss), theta)
                 with torch.no_grad():
                     for parameter, anchor, gradient in zip(theta, w, gradients, strict=True):
                         parameter.sub_(rate * (gradient + self.coupling * (parameter - anchor)))

@@ -19,10 +19,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-import qupedkern as qk
 from fl.algorithms._base import (
     check_choice,
     check_positive,
@@ -33,6 +31,7 @@ from fl.algorithms._base import (
 )
 from fl.algorithms._personal import Optimizer, Personal
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
+from fl.losses import cross_entropy, distillation
 from fl.storage import Tensors
 
 TEMPERED = ("both", "teacher")
@@ -54,6 +53,7 @@ class QuPeD(Personal):
     weighted: bool = False
 
     name: ClassVar[str] = "quped"
+    stackable: ClassVar[bool] = True
     teachers: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class QuPeD(Personal):
         return copy_tensors(global_model(job))
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
-        teacher = load_model(global_model(job), broadcast).train()
+        teacher = load_model(global_model(job, client.size), broadcast).train()
         rate = 2 * self.rate if self.global_rate is None else self.global_rate
         teacher_optimizer = torch.optim.SGD(teacher.parameters(), rate, momentum=self.momentum)
 
@@ -80,7 +80,7 @@ class QuPeD(Personal):
                 logits = model(x)
                 students.append(logits.detach())
                 distance = self._distance(logits, target)
-                return (1 - self.distill) * F.cross_entropy(logits, y) + self.distill * distance
+                return (1 - self.distill) * cross_entropy(logits, y) + self.distill * distance
 
             loss = optimizer.step(personal_loss)
             teacher_optimizer.zero_grad()
@@ -95,7 +95,7 @@ class QuPeD(Personal):
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KD; with the teacher alone tempered, T^2 KL(softmax(teacher / T) || softmax(student))."""
         scale = self.temperature if self.tempered == "teacher" else 1.0
-        return qk.distillation_loss(scale * student, teacher, self.temperature)
+        return distillation(scale * student, teacher, self.temperature)
 
     def server_step(self, job: Job, server: Tensors, messages: Mapping[int, Message]) -> Tensors:
         return aggregate(messages, self.weighted)

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fl.algorithms._base import check_positive, check_share, global_model
 from fl.algorithms._personal import Optimizer, Personal
 from fl.algorithms._pull import parameters, pull, quantized_parameters
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
+from fl.losses import cross_entropy
 from fl.storage import Tensors
 
 
@@ -40,6 +40,7 @@ class QuPeL(Personal):
     weighted: bool = False
 
     name: ClassVar[str] = "qupel"
+    stackable: ClassVar[bool] = True
     one_architecture: ClassVar[bool] = True
     from_global: ClassVar[bool] = True
 
@@ -59,7 +60,7 @@ class QuPeL(Personal):
         w = {name: tensor.clone() for name, tensor in broadcast.items()}
 
         def take_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
-            loss = optimizer.step(lambda: F.cross_entropy(model(x), y) + pull(model, w, self.coupling))
+            loss = optimizer.step(lambda: cross_entropy(model(x), y) + pull(model, w, self.coupling, client.size))
             for name, value in quantized_parameters(model).items():
                 w[name] -= self._global_rate * self.coupling * (w[name] - value)
             return loss
