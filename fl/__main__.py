@@ -114,6 +114,7 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
                 threads=experiment.threads,
                 engine=experiment.engine,
                 workers=experiment.workers,
+                stack=experiment.stack,
                 augment=chosen.data.augment,
                 dropout=experiment.dropout,
                 deadline=experiment.deadline,

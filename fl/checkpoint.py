@@ -93,8 +93,9 @@ def _is_leftover(path: Path) -> bool:
 
 def _difference(there: Json, here: Json, path: str = "") -> str | None:
     """The first place where two descriptions differ, in words; None where they do not."""
-    if isinstance(there, dict) and isinstance(here, dict) and there.keys() == here.keys():
-        keys: Iterable[Any] = there.keys()
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys: Iterable[Any] = {**there, **here}
+        there, here = ({key: side.get(key) for key in keys} for side in (there, here))
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
         keys = range(len(there))
     else:

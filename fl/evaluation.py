@@ -1,12 +1,16 @@
 """Accuracy of the models that clients ship."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fl.core import Client
 from fl.data import Part
+
+ROWS = 128  # bounds the memory of a stack's evaluation, whatever the largest test part
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,22 @@ def accuracy(model: nn.Module, part: Part) -> float:
 def score(model: nn.Module, client: Client) -> Score:
     """The model's accuracies on a client's test and validation parts."""
     return Score(accuracy(model, client.data.test), accuracy(model, client.data.val))
+
+
+@torch.inference_mode()
+def stack_scores(model: nn.Module, clients: Sequence[Client]) -> list[Score]:
+    """`score` of each client of a stack, whose model is that of all. Images are taken ROWS of each client at a time."""
+    images = [torch.cat([client.data.test.x, client.data.val.x]) for client in clients]
+    guesses = []
+    for start in range(0, max(map(len, images)), ROWS):
+        rows = [x[start : start + ROWS] for x in images]
+        longest = max(map(len, rows))
+        padded = [F.pad(x, [0, 0] * (x.dim() - 1) + [0, longest - len(x)]) for x in rows]
+        guesses.append(model(torch.cat(padded, dim=1)).argmax(2))
+    found = torch.cat(guesses, dim=1)  # [K, rows of the longest]
+    scores = []
+    for k, client in enumerate(clients):
+        test, val = client.data.test, client.data.val
+        right = found[k, : len(test) + len(val)] == torch.cat([test.y, val.y])
+        scores.append(Score(right[: len(test)].sum().item() / len(test), right[len(test) :].sum().item() / len(val)))
+    return scores

@@ -10,7 +10,7 @@ from fl import cohort, data, models
 from fl.algorithms import Algorithm
 from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import Client, Job
-from fl.engines import ENGINES, loop
+from fl.engines import ENGINES, loop, stacked
 from fl.engines.pool import cores, open_pool
 from fl.engines.serial import Serial
 from fl.engines.work import Workplace
@@ -32,7 +32,9 @@ class Federation:
     may spend in a round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
     threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
     engine: who does the clients' work, to the same bits: "serial", one client after the other; "pool", worker processes;
-    "flower", Flower's simulation.  workers: of the pool, or nodes of the simulation; None: one for each processor.
+    "flower", Flower's simulation; or to these bits within rounding: "stacked", clients that are alike side by side.
+    workers: of the pool, or nodes of the simulation; None: one for each processor.  stack: clients of a stack at most; None:
+    all that are alike.
     augment: what training images go through, of data.AUGMENTATIONS.
     dropout: chance that a drawn client fails in a round.  deadline: in median rounds of a client of speed 1, None: the
     server waits; who takes longer keeps what it learned, and its message is not counted.  quorum: share of the drawn
@@ -49,6 +51,7 @@ class Federation:
     threads: int = 1
     engine: str = "serial"
     workers: int | None = None
+    stack: int | None = None
     augment: str = "none"
     dropout: float = 0.0
     deadline: float | None = None
@@ -80,6 +83,8 @@ class Federation:
             raise ValueError(f"Federation: augment must be one of {names}, got {self.augment!r}")
         cohort.check(self.job, len(self.clients))
         self.algorithm.check(self.job, self.clients)
+        if self.engine == "stacked":
+            stacked.check(self.algorithm, self.job, self.clients, self.stack)
 
     @property
     def job(self) -> Job:
@@ -156,7 +161,10 @@ class Federation:
         )
 
     def _description(self) -> Json:
-        return describe(self.job, self.algorithm, [profile(client) for client in self.clients])
+        description = describe(self.job, self.algorithm, [profile(client) for client in self.clients])
+        if self.engine != "stacked":
+            return description
+        return {**description, "stack": self.stack or "all alike"}  # the last bits depend on it
 
     def _opener(self, directory: Path) -> loop.OpenEngine:
         @contextmanager
@@ -164,7 +172,8 @@ class Federation:
             if self.engine == "pool":
                 with open_pool(self.job, self.algorithm, self.clients, directory, threads, self.workers) as pool:
                     yield pool
-            else:
-                yield Serial(Workplace(self.job, self.algorithm, dict(enumerate(self.clients)), directory))
+                return
+            place = Workplace(self.job, self.algorithm, dict(enumerate(self.clients)), directory)
+            yield stacked.Stacked(place, self.stack) if self.engine == "stacked" else Serial(place)
 
         return open_engine

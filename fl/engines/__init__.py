@@ -1,3 +1,6 @@
-"""Who does the clients' work: the same steps, the same bits, whichever processes take them. loop.py is common to all."""
+"""Who does the clients' work: the same steps, whichever processes take them. loop.py is common to all.
 
-ENGINES = ("serial", "pool", "flower")
+To the same bits, but for "stacked", which trains clients side by side and adds in another order.
+"""
+
+ENGINES = ("serial", "pool", "stacked", "flower")

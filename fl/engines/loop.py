@@ -39,6 +39,10 @@ class Engine(ABC):
     def ship(self, clients: Mapping[int, At], server: Tensors) -> dict[int, ClientRow]:
         """What clients do once at the end, their models written and scored; evaluations: those of the end alone."""
 
+    def note(self) -> dict[str, Any]:
+        """What the last step adds to the round's record."""
+        return {}
+
 
 OpenEngine = Callable[[int], AbstractContextManager[Engine]]  # given torch's thread count
 
@@ -124,7 +128,7 @@ def play_round(job: Job, algorithm: Algorithm, count: int, engine: Engine, befor
     up = {number: payload_bytes(message.tensors) for number, message in messages.items()}
     traffic = Traffic(payload_bytes(sent), up, float32_bytes(before.server))
     record = _record(algorithm.name, before.round + 1, cohort, scores, receipts, traffic)
-    record["aggregated"] = cohort.enough(job.quorum)
+    record |= {"aggregated": cohort.enough(job.quorum), **engine.note()}
     record["seconds"] = time.perf_counter() - started
     return Snapshot(before.round + 1, server, states, [*before.records, record])
 

@@ -19,7 +19,7 @@ class Serial(Engine):
         return {number: self._place.step(number, at, server, round_index) for number, at in drawn.items()}
 
     def score(self, clients: Mapping[int, At], server: Tensors) -> dict[int, Score]:
-        return {number: self._place.score(number, at, server) for number, at in clients.items()}
+        return self._place.score_all(clients, server)
 
     def ship(self, clients: Mapping[int, At], server: Tensors) -> dict[int, ClientRow]:
         return {number: self._place.ship(number, at, server) for number, at in clients.items()}

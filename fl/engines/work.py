@@ -15,9 +15,10 @@ import torch
 from fl.algorithms import Algorithm
 from fl.core import Client, ClientState, Job, Message, Update, state_file
 from fl.errors import DivergedError
-from fl.evaluation import Score, accuracy, score
+from fl.evaluation import Score, accuracy, score, stack_scores
 from fl.result import ClientRow
 from fl.shipping import load_model, save_model
+from fl.stack import join_states, make_stack, spread
 from fl.storage import Tensors
 
 
@@ -59,12 +60,30 @@ class Workplace:
 
         The file outlasts this process; what makes the round count must first make it durable.
         """
-        if any(kept != round_index + 1 for kept, _ in self._recent.values()):
-            self._recent.clear()
+        self._forget(round_index)
         state = self.state(number, at)
         update = self.algorithm.client_step(self.job, self.clients[number], state, server, round_index)
+        return self._keep(number, state, update, round_index)
+
+    def step_together(self, states: Mapping[int, ClientState], server: Tensors, round_index: int) -> dict[int, Receipt]:
+        """`step` of two or more clients of one kind, as one stack, from these states."""
+        self._forget(round_index)
+        clients = [self.clients[number] for number in states]
+        updates = self.algorithm.stack_step(self.job, clients, list(states.values()), server, round_index)
+        return {
+            number: self._keep(number, state, update, round_index)
+            for (number, state), update in zip(states.items(), updates, strict=True)
+        }
+
+    def _forget(self, round_index: int) -> None:
+        """Drop the states of earlier rounds."""
+        if any(kept != round_index + 1 for kept, _ in self._recent.values()):
+            self._recent.clear()
+
+    def _keep(self, number: int, before: ClientState, update: Update, round_index: int) -> Receipt:
+        """Write a client's new state to its file, if it is one."""
         _check_finite(update, f"{self.algorithm.name}: client {number} in round {round_index + 1}")
-        kept = not _same(update.state, state)
+        kept = not _same(update.state, before)
         if kept:
             update.state.save(self.states / state_file(number, round_index + 1))
             self._recent[number] = (round_index + 1, update.state)
@@ -81,6 +100,20 @@ class Workplace:
         """The accuracies of the model that the client would ship now."""
         client = self.clients[number]
         return score(self.algorithm.model(self.job, client, self.state(number, at), server), client)
+
+    def score_all(self, clients: Mapping[int, int | None], server: Tensors) -> dict[int, Score]:
+        """`score` of each client; where all ship the server's model, it is made once."""
+        if self.algorithm.personal or not clients:
+            return {number: self.score(number, at, server) for number, at in clients.items()}
+        number, at = next(iter(clients.items()))
+        model = self.algorithm.model(self.job, self.clients[number], self.state(number, at), server)
+        return {number: score(model, self.clients[number]) for number in clients}
+
+    def score_together(self, states: Mapping[int, ClientState], server: Tensors) -> dict[int, Score]:
+        """`score` of two or more clients of one kind, as one stack, in these states."""
+        stack = make_stack([self.clients[number] for number in states])
+        model = self.algorithm.model(self.job, stack, join_states(list(states.values())), spread(server, stack.size))
+        return dict(zip(states, stack_scores(model, stack.members), strict=True))
 
     def ship(self, number: int, at: int | None, server: Tensors) -> ClientRow:
         """Let a client finish, write its model, and score the model as read back from its file.
