@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from qupedkern._table import aligned
+from qupedkern.nn._sizes import SIZE_COLUMNS, LayerSize
 
 from .read import PackedFile, open_packed
 
-_COLUMNS = ("layer", "kind", "shape", "levels", "groups", "bits/weight", "codes", "centers", "bias", "bytes")
-
-
-@dataclass(frozen=True)
-class LayerSize:
-    """One packed layer of a file. Bytes are 0 for tensors that are stored under another layer's name."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    levels: int
-    bits: int
-    groups: int
-    codes_bytes: int
-    centers_bytes: int
-    bias_bytes: int
-
-    @property
-    def weights(self) -> int:
-        """Weights stored here: 0 where they are another layer's."""
-        return math.prod(self.shape) if self.codes_bytes else 0
-
-    @property
-    def total_bytes(self) -> int:
-        return self.codes_bytes + self.centers_bytes + self.bias_bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of codes and centers; 0 where they are another layer's."""
-        return 8 * (self.codes_bytes + self.centers_bytes) / self.weights if self.weights else 0.0
+_COLUMNS = (*SIZE_COLUMNS, "bytes")
 
 
 @dataclass(frozen=True)
@@ -59,7 +30,7 @@ class Inspection:
     @property
     def float_bytes(self) -> int:
         """Of the same tensors with every weight in float32, and no centers."""
-        packed = sum(layer.codes_bytes + layer.centers_bytes for layer in self.layers)
+        packed = sum(layer.weight_bytes for layer in self.layers)
         return self.file_bytes - self.header_bytes - packed + 4 * sum(layer.weights for layer in self.layers)
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,23 +41,12 @@ class Inspection:
         return {**table, "layers": list(table["layers"]), "float_bytes": self.float_bytes}
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [
-            (
-                *(layer.name, layer.kind, "x".join(map(str, layer.shape)), f"{layer.levels}", f"{layer.groups}"),
-                *(
-                    f"{layer.bits_per_weight:.2f}" if layer.codes_bytes else "shared",
-                    f"{layer.codes_bytes:,}",
-                    f"{layer.centers_bytes:,}",
-                ),
-                *(f"{layer.bias_bytes:,}", f"{layer.total_bytes:,}"),
-            )
-            for layer in self.layers
-        ]
+        rows: list[tuple[str, ...]] = [(*layer.cells(), f"{layer.total_bytes:,}") for layer in self.layers]
         blank = [""] * (len(_COLUMNS) - 2)
         rest = (f"{self.other_tensors} others", self.other_bytes), ("header", self.header_bytes)
         rows += [(name, *blank, f"{size:,}") for name, size in (*rest, ("file", self.file_bytes))]
         weights = sum(layer.weights for layer in self.layers)
-        packed = sum(layer.codes_bytes + layer.centers_bytes for layer in self.layers)
+        packed = sum(layer.weight_bytes for layer in self.layers)
         tensors = self.file_bytes - self.header_bytes
         title = f"{self.path}: packed model, format {self.format_version}, written by qupedkern {self.library_version}"
         total = (

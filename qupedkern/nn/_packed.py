@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from qupedkern.ops import unpack_codes
 from qupedkern.ops._bound import Bound
 
+from ._centers import CenteredLayer
 from ._codes import codes_problem, pieces_of
 
 _HALVES = (torch.bfloat16, torch.float16)
 
 
-class PackedLayer(nn.Module):
+class PackedLayer(CenteredLayer):
     """Base of the Packed* layers: codes as a bit stream and one row of centers per group; no float weight is stored.
 
     packed: uint8 bit stream of the codes.  centers: [m] or [G, m].  bias: as in the float layer.
@@ -28,7 +29,6 @@ class PackedLayer(nn.Module):
     ARGUMENTS: tuple[str, ...]  # of its constructor; its attributes have the same names
 
     packed: Tensor
-    centers: nn.Parameter
     bias: nn.Parameter | None
     bits: int
     weight_shape: tuple[int, ...]  # of the float weight
@@ -67,24 +67,6 @@ class PackedLayer(nn.Module):
     def bias_length(cls, arguments: Mapping[str, Any], weight_shape: tuple[int, ...]) -> int:
         """Length of the bias, from what a file says."""
         return weight_shape[0]
-
-    def by_rows(self, value: Tensor) -> Tensor:
-        """A view of what is shaped like the weight whose row-major order is that of storage and of the rows of centers."""
-        return value
-
-    def like_weight(self, rows: Tensor) -> Tensor:
-        """The inverse of by_rows."""
-        return rows
-
-    @property
-    def levels(self) -> int:
-        """m, the number of centers a row."""
-        return int(self.centers.shape[-1])
-
-    @property
-    def num_groups(self) -> int:
-        """G, the number of rows of centers."""
-        return 1 if self.centers.dim() == 1 else int(self.centers.shape[0])
 
     def codes(self) -> Tensor:
         """uint8 codes in the order of storage, shaped like by_rows of the weight."""

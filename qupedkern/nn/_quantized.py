@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qupedkern.ops import assign, hard_quantize, init_centers, soft_quantize
 
+from ._centers import CenteredLayer
 from ._packed import packed_layers
 
 MODES = ("float", "soft", "hard")
@@ -66,14 +67,13 @@ def sorted_codebook(codes: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     return rank.gather(1, by_row).reshape(codes.shape), rows.reshape(centers.shape)
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(CenteredLayer):
     """Mixin of the Quant* layers: `weight` (float), `centers` [m] or [G, m], and a mode that train() and eval() never change.
 
     A kind is `class QuantX(QuantizedLayer, nn.X)` with a forward that uses active_weight().
     """
 
     weight: Tensor
-    centers: nn.Parameter
     weight_mode: WeightMode
     stand_in: Tensor | None = (
         None  # S_c(x) or Q_c(x), made outside for all layers in one call; belongs to the present mode
@@ -138,28 +138,10 @@ class QuantizedLayer(nn.Module):
             mass = torch.where((rows > 0).any(1, keepdim=True), rows, 1.0).reshape(x.shape)
         self.centers.copy_(init_centers(x, self.levels, self.num_groups, method, mass))
 
-    def by_rows(self, value: Tensor) -> Tensor:
-        """A view of the weight, or of what is shaped like it, whose row-major order is cut into the rows of centers."""
-        return value
-
-    def like_weight(self, rows: Tensor) -> Tensor:
-        """The inverse of by_rows."""
-        return rows
-
-    @property
-    def levels(self) -> int:
-        """m, the number of centers a row."""
-        return int(self.centers.shape[-1])
-
     @property
     def bits(self) -> int:
         """Bits a packed weight takes, ceil(log2 m)."""
         return (self.levels - 1).bit_length()
-
-    @property
-    def num_groups(self) -> int:
-        """G, the number of rows of centers."""
-        return 1 if self.centers.dim() == 1 else int(self.centers.shape[0])
 
     def codes(self) -> Tensor:
         """uint8 codes in the order of storage, shaped like by_rows(weight)."""

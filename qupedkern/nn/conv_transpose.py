@@ -8,18 +8,22 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._centers import CenteredLayer
 from ._packed import PackedLayer
 from ._quantized import QuantizedLayer
 
 
-def _outputs_first(weight: Tensor, groups: int) -> Tensor:
-    """[in, out / groups, kh, kw] -> a view [groups, out / groups, in / groups, kh, kw]: an output channel's weights together."""
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2)
+class _OutputsFirst(CenteredLayer):
+    """Several rows of centers cut the weight with its output channels in front, an output channel's weights together."""
 
+    groups: int
 
-def _inputs_first(rows: Tensor) -> Tensor:
-    """The inverse of _outputs_first."""
-    return rows.transpose(1, 2).flatten(0, 1)
+    def by_rows(self, value: Tensor) -> Tensor:
+        """[in, out / groups, kh, kw] -> a view [groups, out / groups, in / groups, kh, kw]; as it is for one row of centers."""
+        return value if self.num_groups == 1 else value.unflatten(0, (self.groups, -1)).transpose(1, 2)
+
+    def like_weight(self, rows: Tensor) -> Tensor:
+        return rows if self.num_groups == 1 else rows.transpose(1, 2).flatten(0, 1)
 
 
 def _conv_transpose(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Any) -> Tensor:
@@ -31,7 +35,7 @@ def _conv_transpose(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | No
     )
 
 
-class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
+class QuantConvTranspose2d(_OutputsFirst, QuantizedLayer, nn.ConvTranspose2d):
     """nn.ConvTranspose2d whose weight can live on `levels` learned centers; the weight of the layer's mode is used.
 
     weight [in, out / groups, kh, kw] float; centers [levels], or [num_groups, levels] rows that split the weight with its
@@ -44,17 +48,11 @@ class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
         assert isinstance(layer, nn.ConvTranspose2d)
         return layer.out_channels
 
-    def by_rows(self, value: Tensor) -> Tensor:
-        return value if self.num_groups == 1 else _outputs_first(value, self.groups)
-
-    def like_weight(self, rows: Tensor) -> Tensor:
-        return rows if self.num_groups == 1 else _inputs_first(rows)
-
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         return _conv_transpose(self, input, self.active_weight(), self.bias, output_size)
 
 
-class PackedConvTranspose2d(PackedLayer):
+class PackedConvTranspose2d(_OutputsFirst, PackedLayer):
     """A 2-D transposed convolution stored at `bits` bits a weight; equal to QuantConvTranspose2d in mode "hard" to the bit.
 
     The weight is dequantized for the call, then torch convolves. With several rows of centers codes are stored with the
@@ -73,18 +71,11 @@ class PackedConvTranspose2d(PackedLayer):
         "dilation",
         "padding_mode",
     )
-    groups: int
 
     @classmethod
     def bias_length(cls, arguments: Mapping[str, Any], weight_shape: tuple[int, ...]) -> int:
         groups = arguments.get("groups")
         return weight_shape[1] * (groups if isinstance(groups, int) else 1)
-
-    def by_rows(self, value: Tensor) -> Tensor:
-        return value if self.num_groups == 1 else _outputs_first(value, self.groups)
-
-    def like_weight(self, rows: Tensor) -> Tensor:
-        return rows if self.num_groups == 1 else _inputs_first(rows)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         return _conv_transpose(self, input, *self.weight_and_bias_for(input), output_size)

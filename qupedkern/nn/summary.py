@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,47 +12,19 @@ from qupedkern.ops import distance
 
 from ._packed import PackedLayer, packed_layers
 from ._quantized import QuantizedLayer, check_model, quantized_layers
+from ._sizes import SIZE_COLUMNS, LayerSize
 from .kinds import kind_of
 
-_COLUMNS = (
-    *("layer", "kind", "shape", "levels", "groups", "bits/weight", "codes", "centers", "bias", "share", "R (l1)"),
-    "members per center",
-)
+_COLUMNS = (*SIZE_COLUMNS, "share", "R (l1)", "members per center")
 
 
 @dataclass(frozen=True)
-class LayerSummary:
-    """One quantized or packed layer. The bytes are those of its tensors once packed, 0 for what an earlier layer holds for it.
+class LayerSummary(LayerSize):
+    """LayerSize, and how the weights lie. share: its weights among the model's parameters, 0 where they are an earlier layer's."""
 
-    share: its weights among the model's parameters, 0 where they are an earlier layer's.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    levels: int
-    bits: int
-    groups: int
-    codes_bytes: int
-    centers_bytes: int
-    bias_bytes: int
     share: float
     distance: float  # R(x, c), l1, over the weights; 0 once packed
     members: tuple[int, ...]  # weights at each center, summed over the groups
-
-    @property
-    def weight_bytes(self) -> int:
-        """Codes and centers."""
-        return self.codes_bytes + self.centers_bytes
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weight_bytes + self.bias_bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of codes and centers; 0 where they are an earlier layer's."""
-        return 8 * self.weight_bytes / math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -79,13 +50,9 @@ class Summary:
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [
             (
-                *(layer.name, layer.kind, "x".join(map(str, layer.shape)), f"{layer.levels}", f"{layer.groups}"),
-                *(
-                    f"{layer.bits_per_weight:.2f}" if layer.codes_bytes else "shared",
-                    f"{layer.codes_bytes:,}",
-                    f"{layer.centers_bytes:,}",
-                ),
-                *(f"{layer.bias_bytes:,}", f"{100 * layer.share:.1f} %", f"{layer.distance:.4g}"),
+                *layer.cells(),
+                f"{100 * layer.share:.1f} %",
+                f"{layer.distance:.4g}",
                 " ".join(map(str, layer.members[:8])) + (" ..." if len(layer.members) > 8 else ""),
             )
             for layer in self.layers
