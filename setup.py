@@ -1,7 +1,8 @@
 """Builds the native kernels with CMake; without a compiler the package installs as pure Python and says so in one line.
 
 QUPEDKERN_CPU=AUTO|ON|OFF   CPU kernels: AUTO (default) builds them if it can, ON fails the install where it cannot.
-QUPEDKERN_CUDA=AUTO|ON|OFF  CUDA kernels: AUTO looks for nvcc and notes what it found; there are none to build yet.
+QUPEDKERN_CUDA=AUTO|ON|OFF  CUDA kernels: AUTO builds them where nvcc is found (CUDACXX, PATH, CUDA_HOME, CUDA_PATH,
+                            /usr/local/cuda) and otherwise notes why not, ON fails the install where it cannot.
 QUPEDKERN_SANITIZE=LIST     a test build of the CPU kernels under sanitizers, for example address,undefined.
 CXX, CXXFLAGS, LDFLAGS      as everywhere.
 
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -70,10 +72,16 @@ def reason_of(log: str) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str], **environment: str) -> None:
     """Run one step of the build, showing its output; BuildError with the reason where it fails."""
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+        env={**os.environ, **environment},
     )
     print(done.stdout, flush=True)
     if done.returncode:
@@ -89,6 +97,7 @@ def configure_arguments(output: Path) -> list[str]:
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DQUPEDKERN_OUTPUT={output}",
         f"-DQUPEDKERN_SANITIZE={os.environ.get('QUPEDKERN_SANITIZE', '')}",
+        f"-DQUPEDKERN_CUDA={choice('QUPEDKERN_CUDA')}",
     ]
     ninja = tool("ninja", "BIN_DIR")
     if ninja:
@@ -108,41 +117,51 @@ def clean_if_changed(build: Path, settings: list[str]) -> None:
         mark.write_text(fingerprint, encoding="utf-8")
 
 
-def build_cpu(build: Path) -> tuple[list[str], str, list[Path]]:
-    """Instruction sets, compiler and module files of a finished build; BuildError where there is none."""
-    cmake = tool("cmake", "CMAKE_BIN_DIR")
-    if cmake is None:
-        raise BuildError("cmake was not found")
-    output = build / "modules"
-    arguments = configure_arguments(output)
-    clean_if_changed(build, [cmake, *arguments])
-    run([cmake, "-S", str(ROOT), "-B", str(build), *arguments])
-    run([cmake, "--build", str(build), "--config", "Release", "--parallel", str(os.cpu_count() or 1)])
-    sets, compiler = (build / "built.txt").read_text(encoding="utf-8").splitlines()
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    files = [output / f"_C_cpu_{name}{suffix}" for name in sets.split()]
-    for file in files:
-        if not file.is_file():
-            raise BuildError(f"the build ended without {file.name}")
-    return sets.split(), compiler, files
-
-
-def cuda_note() -> str:
-    """Whether CUDA kernels could be built here, and why they were not."""
-    wanted = choice("QUPEDKERN_CUDA")
-    if wanted == "OFF":
-        return "switched off by QUPEDKERN_CUDA=OFF"
-    if wanted == "ON":
-        raise SystemExit(f"{PACKAGE}: QUPEDKERN_CUDA=ON, but there are no CUDA kernels to build yet; use AUTO or OFF")
+def nvcc() -> str | None:
+    """The CUDA compiler, looked for where it usually is; CMake decides whether it works."""
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
     candidates = [os.environ.get("CUDACXX"), shutil.which("nvcc"), *(f"{home}/bin/nvcc" for home in homes if home)]
-    for nvcc in candidates:
-        if nvcc and shutil.which(nvcc):
-            shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True, errors="replace", check=False)
-            release = re.search(r"release ([\d.]+)", shown.stdout)
-            number = release.group(1) if release else "of unknown version"
-            return f"nvcc {number} found, this version has no CUDA kernels"
-    return "nvcc not found"
+    return next((path for path in candidates if path and shutil.which(path)), None)
+
+
+class Build:
+    """A configured build folder; BuildError where CMake cannot make one."""
+
+    def __init__(self, folder: Path) -> None:
+        cmake = tool("cmake", "CMAKE_BIN_DIR")
+        if cmake is None:
+            raise BuildError("cmake was not found")
+        self._cmake, self._folder, self._output = cmake, folder, folder / "modules"
+        arguments = configure_arguments(self._output)
+        compiler = nvcc()
+        clean_if_changed(folder, [cmake, *arguments, str(compiler)])
+        run([cmake, "-S", str(ROOT), "-B", str(folder), *arguments], **({"CUDACXX": compiler} if compiler else {}))
+        facts = (folder / "built.txt").read_text(encoding="utf-8").splitlines()
+        self.sets, self.compiler, self.cuda, self.cuda_note = facts[0].split(), facts[1], facts[2], facts[3]
+
+    def modules(self, names: list[str], target: str) -> list[Path]:
+        """Build a target; the modules it makes."""
+        run([self._cmake, "--build", str(self._folder), "--config", "Release", "--target", target,
+             "--parallel", str(os.cpu_count() or 1)])  # fmt: skip
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        files = [self._output / f"{name}{suffix}" for name in names]
+        for file in files:
+            if not file.is_file():
+                raise BuildError(f"the build ended without {file.name}")
+        return files
+
+
+def part(kind: str, wanted: str, make: Callable[[], list[Path]]) -> tuple[list[Path], str | None]:
+    """The modules of one kind of kernels, or why there are none; what was asked for and cannot be built ends the install."""
+    if wanted == "OFF":
+        return [], f"switched off by QUPEDKERN_{kind}=OFF"
+    try:
+        return make(), None
+    except BuildError as error:
+        if wanted == "ON":
+            sentence = f"{PACKAGE}: QUPEDKERN_{kind}=ON, but the {kind.lower()} kernels could not be built: {error}"
+            raise SystemExit(sentence) from None
+        return [], str(error)
 
 
 def summary(info: dict) -> str:
@@ -150,7 +169,8 @@ def summary(info: dict) -> str:
         cpu = f"built cpu ({', '.join(info['cpu'])}) with {info['compiler']}"
     else:
         cpu = f"pure Python, cpu kernels not built: {info['cpu_note']}"
-    return f"{PACKAGE} {info['version']}: {cpu}; cuda not built: {info['cuda_note']}"
+    cuda = f"built with nvcc {info['cuda'][0]}" if info["cuda"] else f"not built: {info['cuda_note']}"
+    return f"{PACKAGE} {info['version']}: {cpu}; cuda {cuda}"
 
 
 class BuildKernels(build_ext):
@@ -170,19 +190,34 @@ class BuildKernels(build_ext):
 
     def _built(self) -> tuple[dict, list[Path]]:
         """What goes into _build_info.json, and the finished modules."""
-        wanted = choice("QUPEDKERN_CPU")
-        info: dict = {"version": version(), "python": platform.python_version(), "cpu": [], "cpu_note": None}
-        info |= {"compiler": None, "cuda": [], "cuda_note": cuda_note()}
-        if wanted == "OFF":
-            return info | {"cpu_note": "switched off by QUPEDKERN_CPU=OFF"}, []
-        try:
-            sets, compiler, files = build_cpu(Path(self.build_temp).resolve() / "cmake")
-        except BuildError as error:
-            if wanted == "ON":
-                message = f"{PACKAGE}: QUPEDKERN_CPU=ON, but the cpu kernels could not be built: {error}"
-                raise SystemExit(message) from None
-            return info | {"cpu_note": str(error)}, []
-        return info | {"cpu": sets, "compiler": compiler}, files
+        folder = Path(self.build_temp).resolve() / "cmake"
+        configured: list[Build] = []
+
+        def build() -> Build:
+            if not configured:
+                configured.append(Build(folder))
+            return configured[0]
+
+        def cpu() -> list[Path]:
+            return build().modules([f"_C_cpu_{isa}" for isa in build().sets], "all")
+
+        def cuda() -> list[Path]:
+            if build().cuda_note:
+                raise BuildError(build().cuda_note)
+            return build().modules(["_C_cuda"], "_C_cuda")
+
+        cpu_files, cpu_note = part("CPU", choice("QUPEDKERN_CPU"), cpu)
+        cuda_files, cuda_note = part("CUDA", choice("QUPEDKERN_CUDA"), cuda)
+        info = {
+            "version": version(),
+            "python": platform.python_version(),
+            "cpu": build().sets if cpu_files else [],
+            "cpu_note": cpu_note,
+            "compiler": build().compiler if cpu_files else None,
+            "cuda": [build().cuda] if cuda_files else [],
+            "cuda_note": cuda_note,
+        }
+        return info, [*cpu_files, *cuda_files]
 
     def get_outputs(self) -> list[str]:
         return [str(file) for file in getattr(self, "_written", [])]

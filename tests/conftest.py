@@ -19,6 +19,9 @@ settings.register_profile("slow", max_examples=1500, deadline=None, suppress_hea
 settings.register_profile(  # kernels interpreted in Python
     "interpreted", max_examples=10, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE
 )
+settings.register_profile(  # kernels emulated, compiled
+    "emulated", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE
+)
 settings.register_profile(  # on a GPU, whose kernels are compiled as the examples come
     "gpu",
     max_examples=int(os.environ.get("QUPEDKERN_EXAMPLES", 25)),

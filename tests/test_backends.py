@@ -149,7 +149,7 @@ def test_use_backend_is_seen_by_other_threads_as_autograd_has_its_own() -> None:
     assert seen == ["eager"]
 
 
-@pytest.mark.parametrize("name", ["cuda", "EAGER", "", "native"])
+@pytest.mark.parametrize("name", ["cublas", "EAGER", "", "native"])
 def test_an_unknown_backend_is_refused_by_name_and_changes_nothing(name: str) -> None:
     known = ", ".join(names())
     with qk.use_backend("eager"):

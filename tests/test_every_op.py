@@ -36,8 +36,8 @@ Case = st.DataObject
 
 
 def drawn(op: str, backend: str, data: Case, limits: Limits) -> tuple[Any, ...]:
-    """Op arguments out of the public arguments of a draw; small ones for kernels that are interpreted, in Python."""
-    if backend == "triton" and device_of(backend) == "cpu":
+    """Op arguments out of the public arguments of a draw; small ones for kernels that are interpreted or emulated."""
+    if backend in ("cuda", "triton") and device_of(backend) == "cpu":
         numel, work = (11_000, 60_000) if limits is LONG else (2_100, 10_000)
         limits = replace(limits, numel=min(limits.numel, numel), work=min(limits.work, work))
     return OPS[op].prepare(*data.draw(INPUTS[op](limits)))

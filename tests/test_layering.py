@@ -124,6 +124,25 @@ def test_every_native_kernel_names_an_op_and_is_declared_and_bound() -> None:
     assert all(name == function for name, function in bound)
 
 
+def test_every_cuda_kernel_names_an_op_and_is_declared_and_bound() -> None:
+    cuda = CSRC / "cuda"
+    text = (cuda / "kernels.h").read_text(encoding="utf-8")
+    declared = set(re.findall(r"^void (\w+)\(Stream", text, re.MULTILINE))
+    bound = re.findall(r'kernel\(module, "(\w+)", &cuda::(\w+)', (cuda / "bindings.cpp").read_text(encoding="utf-8"))
+    assert {name for name, _ in bound} == declared
+    assert all(name == function for name, function in bound)
+    assert declared <= set(OPS)
+    scratch = set(re.findall(r"^int64_t (\w+)_workspace\(", text, re.MULTILINE))
+    assert scratch == {name for name in declared if re.search(rf"^void {name}\([^;]*View workspace\);", text, re.M)}
+
+
+def test_cuda_sources_reach_cuda_through_one_file() -> None:
+    doors = ("device.h", "launch.h", "platform.h")
+    for path in (CSRC / "cuda").iterdir():
+        included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text(encoding="utf-8"))
+        assert path.name in doors or not any(h.startswith(("cuda", "mma", "cooperative")) for h in included), path
+
+
 def test_no_native_source_includes_torch_and_only_the_bindings_include_pybind11() -> None:
     files = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".hpp", ".cpp", ".cu", ".cuh")]
     assert files
@@ -131,8 +150,9 @@ def test_no_native_source_includes_torch_and_only_the_bindings_include_pybind11(
         included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)', path.read_text(encoding="utf-8"), re.MULTILINE)
         for header in included:
             assert not header.startswith(("torch/", "ATen/", "c10/")), f"{path} includes {header}"
-            assert not header.startswith("pybind11") or path.name == "bindings.cpp", f"{path} includes {header}"
-            assert not header.startswith("Python.h") or path.name == "bindings.cpp", f"{path} includes {header}"
+            python = header.startswith(("pybind11", "Python.h"))
+            assert not python or path.name in ("bindings.cpp", "module.h"), f"{path} includes {header}"
+            assert (header != "module.h" and not header.endswith("/module.h")) or path.name == "bindings.cpp", path
 
 
 @pytest.mark.parametrize("package", ["qupedkern", "fl"])

@@ -17,6 +17,7 @@ import torch
 from native_modules import BUILT, FLOATS, ISAS, NEEDS_A_BUILD, call, cpp, reference, same_bits, sorted_centers, values
 
 import qupedkern
+from qupedkern.backends import _native
 from qupedkern.ops._define import OPS
 
 REAL_IMPORT = cpp._import
@@ -243,7 +244,7 @@ def test_importing_the_package_loads_nothing_native():
 
 
 def test_the_install_recorded_what_it_built():
-    info = json.loads(Path(cpp._INFO).read_text(encoding="utf-8"))
+    info = json.loads(_native.INFO.read_text(encoding="utf-8"))
     assert set(info) == {"version", "python", "cpu", "cpu_note", "compiler", "cuda", "cuda_note"}
     assert info["version"] == qupedkern.__version__
     assert info["cpu"][0] == "baseline"

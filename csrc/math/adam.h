@@ -20,7 +20,11 @@ struct Adam {
   Number minus_rate;  // -lr / (1 - beta1^step)
 };
 
+#if defined(__CUDA_ARCH__)
+QK_HD float square_root(float a) { return sqrtf(a); }  // nvcc rounds it correctly unless told otherwise
+#else
 QK_HD float square_root(float a) { return __builtin_sqrtf(a); }
+#endif
 
 // kFromEnd: as torch.lerp does where the weight is 1/2 or more.
 template <Decay kDecay, bool kFromEnd, class Number>

@@ -15,7 +15,7 @@
 
 #if defined(__CUDA_ARCH__)
 #define QK_FMA(a, b, c) fmaf((a), (b), (c))
-#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(QK_CUDA_EMULATED)
 #define QK_FMA(a, b, c) __builtin_fmaf((a), (b), (c))
 #else
 #define QK_FMA(a, b, c) ((a) * (b) + (c))

@@ -19,7 +19,10 @@ import torch
 from ._invariance import batch_invariant as batch_invariant
 
 # Device type -> backends tried before eager. torch calls AMD's GPUs "cuda" too.
-ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp",), "cuda": ("triton",)}
+ORDER: dict[str, tuple[str, ...]] = {"cpu": ("cpp",), "cuda": ("cuda", "triton")}
+# (device type, op) -> the order for this op, where it is another, and the figures it rests on. Where several backends have a
+# kernel the faster one comes first; what is not here is not measured yet.
+MEASURED: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {}
 EAGER = "eager"
 _ENVIRONMENT = "QUPEDKERN_BACKEND"
 
@@ -52,6 +55,11 @@ class Choice:
         return f"{self.op} runs on '{self.backend}' ({how})" + (f"; {others}" if others else "")
 
 
+def order_of(device: str, op: str) -> tuple[str, ...]:
+    """Backends in the order in which they are tried before eager."""
+    return MEASURED[device, op][0] if (device, op) in MEASURED else ORDER.get(device, ())
+
+
 def names() -> tuple[str, ...]:
     """Every backend this version knows, eager last."""
     known = dict.fromkeys(name for order in ORDER.values() for name in order)
@@ -78,7 +86,7 @@ class _Forced:
 class use_backend:
     """Force a backend for every op: `use_backend("eager")` from here on, `with use_backend("cpp"):` for a block.
 
-    name: "eager", "cpp", "triton" (further backends as they are added), or None, which leaves the choice to the
+    name: "eager", "cpp", "cuda", "triton" (further backends as they are added), or None, which leaves the choice to the
     environment. A forced backend raises RuntimeError where its kernel refuses the arguments; an op without a kernel there
     runs eager. The environment variable QUPEDKERN_BACKEND does the same for a whole process; a name given here overrules it.
     """
@@ -143,7 +151,7 @@ def select(op: str, args: tuple[Any, ...]) -> str:
         if reason is None:
             return wanted
         raise RuntimeError(f"{op}: backend {wanted!r} was requested but cannot run: {reason}; {_remedy()}")
-    for name in ORDER.get(device, ()):
+    for name in order_of(device, op):
         backend = module(name)  # has_kernel and _objection in one: small calls are counted in microseconds
         runs = backend.unavailable() is None and op in backend.ops() and device in backend.DEVICES
         if runs and backend.refusal(op, args) is None:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 import platform
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import _native
 from ._invariance import batch_invariant
 
 NAME = "cpp"
@@ -27,17 +26,7 @@ DEVICES = ("cpu",)
 
 _ISAS = ("baseline", "avx2", "avx512")  # widest last
 _ENVIRONMENT = "QUPEDKERN_ISA"
-_INFO = Path(__file__).resolve().parent.parent / "_build_info.json"
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.int64: 4}  # csrc/tensor_view.h
-_Specification = tuple[tuple[str, frozenset[torch.dtype]], ...]  # name and types of each tensor argument, outputs last
-
-
-@lru_cache(maxsize=1)
-def _info() -> dict[str, Any]:
-    """What the install recorded; empty where the package runs from a source tree that was never installed."""
-    if not _INFO.is_file():
-        return {}
-    return json.loads(_INFO.read_text(encoding="utf-8"))
+_info, _pass = _native.info, _native.passed
 
 
 def _module_name(isa: str) -> str:
@@ -54,7 +43,7 @@ def unavailable() -> str | None:
     """
     info = _info()
     if not info:
-        reason = "not built: qupedkern was not installed (no _build_info.json); run pip install -e . in its source tree"
+        reason = _native.NOT_INSTALLED
     elif not info["cpu"]:
         reason = f"not built: {info['cpu_note']}"
     elif all(importlib.util.find_spec(_module_name(isa)) is None for isa in info["cpu"]):
@@ -108,14 +97,9 @@ def _loaded() -> tuple[str, ModuleType]:
 
 
 @lru_cache(maxsize=1)
-def _kernels() -> dict[str, tuple[Any, _Specification]]:
+def _kernels() -> Mapping[str, tuple[Callable[..., None], _native.Specification]]:
     """Each op: its native function and what its tensor arguments may be."""
-    _, module = _loaded()
-    types = {code: dtype for dtype, code in _CODES.items()}
-    return {
-        op: (getattr(module, op), tuple((name, frozenset(types[code] for code in codes)) for name, codes in tensors))
-        for op, tensors in module.KERNELS.items()
-    }
+    return _native.kernels_of(_loaded()[1])
 
 
 def ops() -> Collection[str]:
@@ -125,45 +109,7 @@ def ops() -> Collection[str]:
 
 def refusal(op: str, args: tuple[Any, ...]) -> str | None:
     """Why the kernel of this op cannot take these arguments, from type and device alone; None where it can."""
-    specifications = iter(_kernels()[op][1])
-    for value in args:
-        if value is None:  # only a tensor may be left out
-            next(specifications)
-        elif isinstance(value, Tensor):
-            sentence = _objection(value, *next(specifications))
-            if sentence is not None:
-                return sentence
-        elif isinstance(value, list) and not (value and isinstance(value[0], int)):
-            name, allowed = next(specifications)
-            if not all(tensor.dtype in allowed and tensor.is_cpu for tensor in value):
-                return next(filter(None, (_objection(t, f"{name}[{i}]", allowed) for i, t in enumerate(value))))
-    return None
-
-
-def _objection(tensor: Tensor, name: str, allowed: frozenset[torch.dtype]) -> str | None:
-    if tensor.dtype not in allowed:
-        names = " or ".join(_short(dtype) for dtype in _CODES if dtype in allowed)
-        return f"{name} must be {names}, got {_short(tensor.dtype)}"
-    if not tensor.is_cpu:
-        return f"{name} must be on the CPU, got {tensor.device}"
-    return None
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _pass(value: Any) -> Any:
-    """A tensor as (data_ptr, sizes, dtype code), a list of tensors as a list of these; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return (
-            [_pass(v) for v in value] if isinstance(value, list) and value and isinstance(value[0], Tensor) else value
-        )
-    if not value.is_contiguous():
-        raise ValueError(
-            f"native kernels need contiguous tensors, got strides {value.stride()} for shape {tuple(value.shape)}"
-        )
-    return value.data_ptr(), value.shape, _CODES[value.dtype]
+    return _native.refusal(_kernels()[op][1], args, "cpu")
 
 
 def launch(op: str, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:

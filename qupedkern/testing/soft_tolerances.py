@@ -38,7 +38,7 @@ _in_force = [ROUNDED]
 @contextmanager
 def arithmetic_of(backend: str) -> Iterator[None]:
     """Inside, bounds are those of this backend's sigmoids."""
-    _in_force.append(APPROXIMATE if backend == "triton" else ROUNDED)
+    _in_force.append(APPROXIMATE if backend in ("cuda", "triton") else ROUNDED)
     try:
         yield
     finally:
