@@ -2,12 +2,41 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Shape = tuple[int, int, int]
+
+
+class _MaxPool(torch.autograd.Function):
+    """F.max_pool2d(x, 2), to the bit, values and gradient. torch's forward pools along channels: beside each other in memory
+    they go through vector registers, which for 25 x 64 images of 14 x 14 takes a fifth of the time, copies included."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        pooled = torch.ops.aten.max_pool2d_with_indices(x.contiguous(memory_format=torch.channels_last), [2, 2])
+        y, indices = (one.contiguous() for one in pooled)
+        ctx.save_for_backward(x, indices)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, indices = ctx.saved_tensors
+        options = [2, 2], [2, 2], [0, 0], [1, 1], False
+        return torch.ops.aten.max_pool2d_with_indices_backward(grad.contiguous(), x.contiguous(), *options, indices)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """The largest of each 2 x 2 block: [batch, channels, height, width] -> [.., height // 2, width // 2].
+
+    Before a ReLU, which then has a quarter of the work: the two commute, and neither sends a gradient to what is not positive.
+    """
+    if x.device.type != "cpu":
+        return F.max_pool2d(x, 2)
+    return _MaxPool.apply(x)
 
 
 class MLP(nn.Module):
@@ -26,7 +55,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Two 3 x 3 convolutions (16, 32 channels) with batch norm, ReLU and 2 x 2 max-pooling, then linear 128 - classes.
+    """Two 3 x 3 convolutions (16, 32 channels) with batch norm, 2 x 2 max-pooling and ReLU, then linear 128 - classes.
 
     x: [batch, channels, height, width], height and width at least 4 -> logits [batch, classes].
     22,698 parameters for 8 x 8 images of one channel and 10 classes.
@@ -45,13 +74,13 @@ class CNN(nn.Module):
         self.linear2 = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 2)
-        x = F.max_pool2d(F.relu(self.norm2(self.conv2(x))), 2)
+        x = F.relu(max_pool(self.norm1(self.conv1(x))))
+        x = F.relu(max_pool(self.norm2(self.conv2(x))))
         return self.linear2(F.relu(self.linear1(x.flatten(1))))
 
 
 class PlainCNN(nn.Module):
-    """CNN1: two 3 x 3 convolutions of 16 channels, each with ReLU and 2 x 2 max-pooling, then linear 48 - classes.
+    """CNN1: two 3 x 3 convolutions of 16 channels, each with 2 x 2 max-pooling and ReLU, then linear 48 - classes.
     CNN2 (third=True): between them a 5 x 5 convolution of 32 channels. No batch norm.
 
     x: [batch, channels, height, width], height and width at least 4 -> logits [batch, classes].
@@ -70,10 +99,10 @@ class PlainCNN(nn.Module):
         self.linear2 = nn.Linear(48, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.relu(max_pool(self.conv1(x)))
         if self.between is not None:
             x = F.relu(self.between(x))
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(max_pool(self.conv2(x)))
         return self.linear2(F.relu(self.linear1(x.flatten(1))))
 
 
