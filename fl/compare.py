@@ -64,7 +64,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
         )
         if not here:
             raise CheckpointError(f"compare: {path} holds no run, give directories that `python -m fl run` has written")
-        runs += [_read(directory) for directory in here]
+        runs += [read_run(directory) for directory in here]
     started = [run for run in runs if run.records]
     if not started:
         raise CheckpointError("compare: none of these runs has finished a round")
@@ -76,7 +76,8 @@ def _order(directory: Path) -> tuple[bool, str]:
     return directory.name != "quped", directory.name
 
 
-def _read(directory: Path) -> Run:
+def read_run(directory: Path) -> Run:
+    """The run of a directory."""
     try:
         manifest = json.loads((directory / "run.json").read_text())
         records = []
@@ -110,9 +111,8 @@ class Group:
 
     @property
     def worst_decile(self) -> float:
-        """Percent: mean over the seeds of the mean of the lowest tenth of the clients, of one client at least."""
-        values = np.sort(self.accuracies, axis=1)
-        return float(values[:, : max(1, round(DECILE * values.shape[1]))].mean())
+        """Percent, see worst_decile."""
+        return worst_decile(self.accuracies)
 
     def row(self) -> dict[str, Any]:
         """The group's line of the table; sd over seeds is None where there is one."""
@@ -136,7 +136,7 @@ class Group:
         }
 
     def ahead_of(self, other: "Group") -> tuple[float, float] | None:
-        """(mean, standard error) over clients of this group's accuracy minus other's, in points, averaged over shared seeds.
+        """(mean, standard error) of this group's accuracy minus other's, in points, client by client, over shared seeds.
 
         None where they share no seed with the same clients' data.
         """
@@ -148,10 +148,23 @@ class Group:
         ]
         if not gaps:
             return None
-        by_client = np.mean(gaps, axis=0)
-        return float(by_client.mean()), float(by_client.std(ddof=1) / np.sqrt(len(by_client))) if len(
-            by_client
-        ) > 1 else 0.0
+        return mean_and_error(np.stack(gaps))
+
+
+def worst_decile(accuracies: np.ndarray) -> float:
+    """Mean over the seeds of the mean of the lowest tenth of the clients, of one client at least. accuracies: [seeds, clients]."""
+    values = np.sort(accuracies, axis=1)
+    return float(values[:, : max(1, round(DECILE * values.shape[1]))].mean())
+
+
+def mean_and_error(gaps: np.ndarray) -> tuple[float, float]:
+    """Mean of paired differences [seeds, clients], and its standard error sd / sqrt(n) over all n pairs; 0 for a single one.
+
+    A seed deals out other data: client 3 of two seeds are two clients, so pairs are pooled and not averaged by number.
+    """
+    if gaps.size < 2:
+        return float(gaps.mean()), 0.0
+    return float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(gaps.size))
 
 
 def _data(run: Run) -> list[str]:

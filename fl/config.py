@@ -1,7 +1,7 @@
 """A run described in TOML: read into frozen dataclasses, every mistake named in one sentence.
 
 [experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, dropout, deadline,
-                        quorum, threads, engine, workers, stack, out
+                        quorum, score_every, threads, engine, workers, stack, out
 [data]                  name, augment, and how it is cut: the fields of data.Plan
 [[clients]]             count, architecture, bits, groups, speed: one group of equal devices each
 [wire]                  up_bits, down_bits, error_feedback: packed messages, see wire.py
@@ -55,6 +55,7 @@ class Experiment:
     dropout: float = 0.0
     deadline: float | None = None
     quorum: float = 0.0
+    score_every: int = 1
     threads: int = 1
     engine: str = "serial"
     workers: int | None = None

@@ -59,7 +59,7 @@ class Job:
 
     rounds: number of rounds.  sample: share of the clients drawn a round, 0 < sample <= 1.
     architecture: the global model's.  evaluations: gradient evaluations a drawn client may spend in a round, or None
-    where the algorithm's own local_steps decides.
+    where the algorithm's own local_steps decides.  score_every: rounds from one scoring of the clients to the next.
     """
 
     rounds: int
@@ -74,6 +74,7 @@ class Job:
     deadline: float | None = None
     quorum: float = 0.0
     speeds: tuple[float, ...] = ()
+    score_every: int = 1
 
 
 @dataclass(frozen=True)

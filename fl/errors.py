@@ -1,5 +1,7 @@
 """What a user can get wrong: each error is one sentence, and the command line ends with exit code 2 on it."""
 
+INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
+
 
 class UserError(ValueError):
     """Base of the errors that a user, and not a bug, causes."""

@@ -3,18 +3,18 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fl import cohort, data, models
-from fl.algorithms import Algorithm
+from fl.algorithms import Algorithm, Global
 from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import Client, Job
 from fl.engines import ENGINES, loop, stacked
 from fl.engines.pool import cores, open_pool
 from fl.engines.serial import Serial
 from fl.engines.work import Workplace
-from fl.errors import UserError
+from fl.errors import CheckpointError, UserError
 from fl.result import RunResult
 from fl.storage import Json
 
@@ -39,6 +39,7 @@ class Federation:
     dropout: chance that a drawn client fails in a round.  deadline: in median rounds of a client of speed 1, None: the
     server waits; who takes longer keeps what it learned, and its message is not counted.  quorum: share of the drawn
     clients that must be on time for the server to step.
+    score_every: rounds from one scoring of the clients to the next: 1 shows every round, more saves time, no draw changes.
     """
 
     algorithm: Algorithm
@@ -56,6 +57,7 @@ class Federation:
     dropout: float = 0.0
     deadline: float | None = None
     quorum: float = 0.0
+    score_every: int = 1
 
     def __post_init__(self) -> None:
         if [client.id for client in self.clients] != list(range(len(self.clients))) or not self.clients:
@@ -76,6 +78,8 @@ class Federation:
             raise ValueError(f"Federation: threads must be at least 1, got {self.threads}")
         if self.engine not in ENGINES:
             raise ValueError(f"Federation: engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.score_every < 1:
+            raise ValueError(f"Federation: score_every must be at least 1, got {self.score_every}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"Federation: workers must be at least 1, got {self.workers}")
         if self.augment not in data.AUGMENTATIONS:
@@ -103,6 +107,7 @@ class Federation:
             deadline=self.deadline,
             quorum=self.quorum,
             speeds=cohort.speeds_of([client.speed for client in self.clients]),
+            score_every=self.score_every,
         )
 
     def check(self, out: Path, *, resume: bool = False) -> bool:
@@ -121,6 +126,23 @@ class Federation:
         if self.engine == "flower":
             return self._simulate(directory, resume, on_round)
         return self._play(directory, self._opener(directory), resume, on_round)
+
+    def adapted(self, steps: int, directory: Path, out: Path) -> RunResult:
+        """What clients ship where they adapt the finished run of `directory` by so many steps: one training, many ends.
+
+        Their models and a summary are written to `out`. Raises ValueError for an algorithm without adapt_steps.
+        """
+        if not isinstance(self.algorithm, Global):
+            raise ValueError(f"adapted: {self.algorithm.name} has no adapt_steps")
+        checkpoint = Checkpoint(directory, self._description())
+        if not checkpoint.check(resume=True) or not checkpoint.finished:
+            raise CheckpointError(f"adapted: {directory} must hold a finished run")
+        algorithm = replace(self.algorithm, adapt_steps=steps)
+        place = Workplace(self.job, algorithm, dict(enumerate(self.clients)), out, states=directory / "state")
+        out.mkdir(parents=True, exist_ok=True)
+        with loop.thread_count(checkpoint.threads):
+            snapshot = checkpoint.load()
+            return loop.finish(self.job, algorithm, len(self.clients), Serial(place), snapshot, out)
 
     def _play(
         self, directory: Path, open_engine: loop.OpenEngine, resume: bool, on_round: loop.OnRound | None

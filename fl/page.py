@@ -10,6 +10,7 @@ import numpy as np
 from fl.compare import Group, find_runs, group_runs
 from fl.errors import UserError
 from fl.report import MIB
+from fl.result import scored
 from fl.storage import write_atomic
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#525252", "#92400e")
@@ -18,11 +19,17 @@ _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 def write_page(paths: Sequence[Path], out: Path) -> list[Group]:
     """Compare the runs in these directories in one HTML file; returns the groups that its table lists."""
+    groups = group_runs(find_runs(paths))
+    write_groups(groups, out)
+    return groups
+
+
+def write_groups(groups: Sequence[Group], out: Path) -> None:
+    """Compare groups of runs in one HTML file, the first with each other one."""
     try:
         import jinja2
     except ImportError as error:
         raise UserError(f"compare: the page needs jinja2 ({error}), install it with qupedkern's extra 'fl'") from error
-    groups = group_runs(find_runs(paths))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     first = groups[0]
     rows = [
@@ -57,7 +64,6 @@ def write_page(paths: Sequence[Path], out: Path) -> list[Group]:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page.encode())
-    return groups
 
 
 def _clients(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -88,8 +94,9 @@ def _over(groups: Sequence[Group], along: Callable[[Sequence[dict[str, Any]]], l
     def draw(axes: Any) -> None:
         for k, group in enumerate(groups):
             length = min(len(run.records) for run in group.runs)
-            places = np.mean([along(run.records[:length]) for run in group.runs], axis=0)
-            means = 100 * np.array([[r["accuracy_mean"] for r in run.records[:length]] for run in group.runs])
+            shown = scored(group.runs[0].records[:length])
+            places = np.mean([along(run.records[:length]) for run in group.runs], axis=0)[shown]
+            means = 100 * np.array([[run.records[k]["accuracy_mean"] for k in shown] for run in group.runs])
             color, middle = COLORS[k % len(COLORS)], means.mean(axis=0)
             if along is _bytes and places[-1] == 0:  # nothing travels: a level to compare with
                 axes.axhline(middle[-1], color=color, linewidth=1.2, linestyle="--", label=group.label)

@@ -9,7 +9,7 @@ import numpy as np
 from fl.core import Client
 from fl.data import class_counts
 from fl.report import MIB, name_of
-from fl.result import RunResult
+from fl.result import RunResult, scored
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -30,10 +30,11 @@ def plot_bytes(results: Sequence[RunResult], path: Path) -> None:
     figure, axes = _figure(7, 4.4)
     for position, result in enumerate(results):
         sent = np.cumsum([record["bytes_up"] + record["bytes_down"] for record in result.records]) / MIB
-        accuracy = [100 * record["accuracy_mean"] for record in result.records]
+        shown = scored(result.records)
+        accuracy = [100 * result.records[k]["accuracy_mean"] for k in shown]
         style: dict[str, Any] = {"color": f"C{position}", "linewidth": 1.6, "label": name_of(result)}
         if sent[-1] > 0:
-            axes.plot(sent, accuracy, **style)
+            axes.plot(sent[shown], accuracy, **style)
         else:
             axes.axhline(100 * result.mean_accuracy, linestyle="--", **style)
     axes.set(xlabel="sent, up and down together, MiB", ylabel="mean test accuracy of the clients, %", ylim=(0, 101))

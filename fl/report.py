@@ -5,6 +5,7 @@ A record is one line of records.jsonl, one a round; round 0 is the state before 
   round              rounds done
   drawn              the clients that took part, ascending;  failed: those of them that lost this round's work
   late               those of them whose messages came too late;  aggregated: whether enough came for the server to step
+  scored             whether clients were scored after this round; where not, accuracies are those of the last scoring
   accuracy           every client's test accuracy, 0..1, of the model it would ship now (hard, packed weights)
   accuracy_mean      their mean;  accuracy_worst: their minimum
   validation         the same on the clients' validation parts;  validation_mean: their mean
@@ -25,7 +26,7 @@ import numpy as np
 
 from fl.core import Bits, Client
 from fl.data import class_counts
-from fl.result import RunResult
+from fl.result import RunResult, scored
 
 NAMES = {  # how tables write them; others as they are
     "ditto": "Ditto",
@@ -195,9 +196,10 @@ def _plot_accuracy(axes: Any, results: Sequence[RunResult]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for position, result in enumerate(results):
-        rounds = [record["round"] for record in result.records]
-        mean = [100 * record["accuracy_mean"] for record in result.records]
-        worst = [100 * record["accuracy_worst"] for record in result.records]
+        records = [result.records[k] for k in scored(result.records)]
+        rounds = [record["round"] for record in records]
+        mean = [100 * record["accuracy_mean"] for record in records]
+        worst = [100 * record["accuracy_worst"] for record in records]
         label = f"{name_of(result)}: {_percent(result.mean_accuracy)} % at the end"
         color = f"C{position}"
         axes.plot(rounds, mean, color=color, linewidth=1.8, label=label)

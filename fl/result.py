@@ -100,6 +100,11 @@ class RunResult:
         plot([self], Path(path))
 
 
+def scored(records: Sequence[dict[str, Any]]) -> list[int]:
+    """Positions of the records whose clients were scored, for pictures: see `scored` in report.py."""
+    return [position for position, record in enumerate(records) if record.get("scored", True)]
+
+
 def row_from_json(row: dict[str, Any]) -> ClientRow:
     """A row as it stands in summary.json."""
     known: Sequence[str] = [field.name for field in fields(ClientRow)]

@@ -1,5 +1,6 @@
-"""From a configuration to its clients, and to what a run's steps read of it."""
+"""From a configuration to its clients, to their federation, and to what a run's steps read of it."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -7,12 +8,24 @@ from fl import config as configuration
 from fl import data
 from fl.cohort import speeds_of
 from fl.core import Client, Job, make_clients
+from fl.errors import ConfigError
+from fl.federation import Federation
 
 
 def make_config_clients(chosen: configuration.Config, directory: Path | None) -> list[Client]:
     """The clients of a configuration over its data set. directory: of data files."""
     dataset = data.load(chosen.data.name, directory)
     return make_clients(dataset, chosen.equipment, seed=chosen.experiment.seed, plan=chosen.data)
+
+
+def make_config_federation(chosen: configuration.Config, name: str, clients: Sequence[Client]) -> Federation:
+    """The run of the algorithm of that name over these clients. Raises ConfigError where they cannot run it."""
+    known = {field.name for field in fields(Federation)}
+    given = {key: value for key, value in vars(chosen.experiment).items() if key in known and key != "algorithm"}
+    try:
+        return Federation(**given, algorithm=chosen.algorithm(name), clients=clients, augment=chosen.data.augment)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
 
 
 def make_config_job(chosen: configuration.Config, input_shape: tuple[int, int, int], num_classes: int) -> Job:

@@ -87,12 +87,19 @@ Optimizer = qk.QuPeD | FloatSGD
 TakeStep = Callable[[nn.Module, Optimizer, Tensor, Tensor], Tensor]
 
 
-def quantize_client_(model: nn.Module, client: Client, init: str) -> None:
-    """Quantize every layer's weights to a client's bits, in place; "float" leaves the model as it is."""
-    if client.bits == "ternary":
-        qk.quantize_(model, levels=3, groups=client.groups, init=init, rule=lambda *_: True)
-    elif not isinstance(client.bits, str):
-        qk.quantize_(model, bits=client.bits, groups=client.groups, init=init, rule=lambda *_: True)
+LAYERS = ("all", "inner")
+
+
+def quantize_client_(model: nn.Module, client: Client, init: str, layers: str = "all") -> None:
+    """Quantize a model's weights to a client's bits, in place; "float" leaves the model as it is.
+
+    layers: "all", or "inner", which leaves the first convolution and the last linear layer in float, as in the paper.
+    """
+    if client.bits == "float":
+        return
+    size: dict[str, Any] = {"levels": 3} if client.bits == "ternary" else {"bits": client.bits}
+    rule = (lambda *_: True) if layers == "all" else None
+    qk.quantize_(model, **size, groups=client.groups, init=init, rule=rule)
 
 
 @torch.no_grad()
@@ -104,13 +111,14 @@ def put_on_centers_(model: nn.Module) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Personal(Algorithm):
-    """Each client trains and ships a model of its own architecture and bits, all layers quantized.
+    """Each client trains and ships a model of its own architecture and bits.
 
     local_steps: a round's steps before the freeze, where the run sets no budget of evaluations.
     rate, momentum, batch_size: of local SGD; momentum is kept from round to round.
     variant: qk.QuPeD's; with all layers quantized "hard" was 2.5 points behind on the digits' validation parts (4 seeds),
     most of it at 1 bit.
     freeze_at: share of the rounds after which the weights stay on their centers; the rest is fine-tuning.
+    layers: which are quantized, "all" or "inner", see quantize_client_.
     """
 
     local_steps: int = 10
@@ -119,6 +127,7 @@ class Personal(Algorithm):
     batch_size: int = 25
     variant: str = "simultaneous"
     freeze_at: float = 0.8
+    layers: str = "all"
 
     teachers: ClassVar[int] = 0  # evaluations that a local step takes beside the personal model's own
     from_global: ClassVar[bool] = False  # personal models start as the global one does, else each from its own draw
@@ -129,6 +138,7 @@ class Personal(Algorithm):
         check_momentum(self.name, self.momentum)
         check_choice(self.name, tuple(EVALUATIONS), variant=self.variant)
         check_share(self.name, freeze_at=self.freeze_at)
+        check_choice(self.name, LAYERS, layers=self.layers)
 
     def steps(self, job: Job, bits: Bits, frozen: bool) -> int:
         """Local steps of a round: the budget over a step's evaluations, or local_steps where there is no budget."""
@@ -179,7 +189,7 @@ class Personal(Algorithm):
     def _new_model(self, job: Job, client: Client, init: str) -> nn.Module:
         seed = derive_seed(job.seed, "global") if self.from_global else derive_seed(job.seed, "model", client.id)
         model = models.build(client.architecture, job.input_shape, job.num_classes, seed)
-        quantize_client_(model, client, init)
+        quantize_client_(model, client, init, self.layers)
         return widen_(model, client.size)
 
     def _new_optimizer(self, job: Job, client: Client, model: nn.Module) -> Optimizer:

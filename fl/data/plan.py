@@ -22,7 +22,7 @@ class Plan:
                "shards"     `shards_per_client` equal pieces of the images sorted by class
                "quantity"   sizes in proportion to lognormal(0, `sigma`), classes alike
                "features"   classes and sizes alike; client k of K adds normal noise of sd `noise` (k + 1) / K to its pixels
-               "writers"    whole writers
+               "writers"    whole writers: `writers_per_client` random ones each, or all, about as many to each
                "iid"        classes and sizes alike
     fractions: train, validation, test.  official_test: take the data's own test set as the test part.
     samples: the most training images a client may keep, chosen at random, else all.
@@ -35,6 +35,7 @@ class Plan:
     shards_per_client: int = 2
     sigma: float = 1.0
     noise: float = 0.3
+    writers_per_client: int | None = None
     fractions: tuple[float, float, float] = FRACTIONS
     official_test: bool = False
     samples: int | None = None
@@ -45,6 +46,8 @@ class Plan:
             raise ValueError(f"partition must be one of {', '.join(PARTITIONS)}, got {self.partition!r}")
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.writers_per_client is not None and self.writers_per_client < 1:
+            raise ValueError(f"writers_per_client must be at least 1, got {self.writers_per_client}")
         if self.shrink < 1:
             raise ValueError(f"shrink must be at least 1, got {self.shrink}")
         if not 0 <= self.noise < float("inf"):
@@ -57,7 +60,7 @@ def parts(dataset: Dataset, plan: Plan, num_clients: int, seed: int) -> list[Spl
     """Each client's rows of the data set, by the plan and the seed."""
     y = dataset.y
     if plan.partition == "writers":
-        chosen = skews.by_writer(dataset.writer, num_clients, seed, plan.fractions)
+        chosen = skews.by_writer(dataset.writer, num_clients, seed, plan.fractions, plan.writers_per_client)
     else:
         if plan.official_test and dataset.test_rows is None:
             raise DataError(f"data: {dataset.name} has no official test set, leave official_test out")

@@ -98,14 +98,24 @@ def _share_out(y: np.ndarray, held: list[list[int]], train: list[list[int]], nam
             mine.append(taken)
 
 
-def by_writer(writer: np.ndarray | None, num_clients: int, seed: int, fractions: tuple[float, ...]) -> list[Split]:
-    """Whole writers to clients, about as many to each, and each client's images cut into its three parts."""
+def by_writer(
+    writer: np.ndarray | None,
+    num_clients: int,
+    seed: int,
+    fractions: tuple[float, ...],
+    writers_per_client: int | None = None,
+) -> list[Split]:
+    """Whole writers to clients, and each client's images cut into its three parts.
+
+    writers_per_client: so many random ones each, the rest is left out; None: all of them, about as many to each.
+    """
     if writer is None:
         raise DataError("partition: writers needs a data set that says who wrote each image, this one does not")
     writers = np.unique(writer)
-    if len(writers) < num_clients:
-        raise DataError(f"partition: {num_clients} clients need as many writers, there are {len(writers)}")
-    order = numpy_generator(seed, "writers").permutation(writers)
+    wanted = num_clients * (writers_per_client or 1)
+    if len(writers) < wanted:
+        raise DataError(f"partition: {num_clients} clients need {wanted} writers, there are {len(writers)}")
+    order = numpy_generator(seed, "writers").permutation(writers)[: None if writers_per_client is None else wanted]
     parts = []
     for client, mine in enumerate(np.array_split(order, num_clients)):
         rows = numpy_generator(seed, "writer-split", client).permutation(np.flatnonzero(np.isin(writer, mine)))

@@ -71,7 +71,7 @@ def run(
     if continued and checkpoint.finished:
         return load_result(algorithm, directory)
     threads = checkpoint.threads if continued else threads
-    with _thread_count(threads):
+    with thread_count(threads):
         snapshot = checkpoint.load() if continued else None
         if snapshot is None:
             checkpoint.start(threads)
@@ -85,13 +85,14 @@ def run(
                 snapshot = play_round(job, algorithm, count, engine, snapshot)
                 checkpoint.save(snapshot)
                 notify(snapshot.round, snapshot.records[-1])
-            result = _finish(job, algorithm, count, engine, snapshot, directory)
+            result = finish(job, algorithm, count, engine, snapshot, directory)
             checkpoint.finish()
     return result
 
 
 @contextmanager
-def _thread_count(threads: int) -> Iterator[None]:
+def thread_count(threads: int) -> Iterator[None]:
+    """torch with that many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -120,17 +121,34 @@ def play_round(job: Job, algorithm: Algorithm, count: int, engine: Engine, befor
         server = algorithm.server_step(job, before.server, counted)
     written = [number for number, receipt in receipts.items() if receipt.kept]
     states = {**before.clients, **dict.fromkeys(written, before.round + 1)}
-    changed = cohort.working if algorithm.personal else range(count)
     scores = _scores(before.records[-1])
-    now = {number: states.get(number) for number in changed}
-    for number, score in engine.score(now, algorithm.broadcast(job, server)).items():
-        scores[number] = score
+    changed = _to_score(job, algorithm, count, before, cohort)
+    if changed:
+        now = {number: states.get(number) for number in changed}
+        for number, score in engine.score(now, algorithm.broadcast(job, server)).items():
+            scores[number] = score
     up = {number: payload_bytes(message.tensors) for number, message in messages.items()}
     traffic = Traffic(payload_bytes(sent), up, float32_bytes(before.server))
     record = _record(algorithm.name, before.round + 1, cohort, scores, receipts, traffic)
-    record |= {"aggregated": cohort.enough(job.quorum), **engine.note()}
+    scored = _is_scored(job, before.round + 1)
+    record |= {"aggregated": cohort.enough(job.quorum), "scored": scored, **engine.note()}
     record["seconds"] = time.perf_counter() - started
     return Snapshot(before.round + 1, server, states, [*before.records, record])
+
+
+def _is_scored(job: Job, round_number: int) -> bool:
+    return round_number % job.score_every == 0 or round_number == job.rounds
+
+
+def _to_score(job: Job, algorithm: Algorithm, count: int, before: Snapshot, cohort: Cohort) -> Sequence[int]:
+    """Whose accuracies a round's record needs anew: none between scorings, else all who trained since the last one."""
+    if not _is_scored(job, before.round + 1):
+        return []
+    if not algorithm.personal:
+        return range(count)
+    since = before.records[len(before.records) - before.round % job.score_every :]
+    trained = {number for record in since for number in record["drawn"] if number not in record["failed"]}
+    return sorted(trained.union(cohort.working))
 
 
 @dataclass(frozen=True)
@@ -179,7 +197,7 @@ def _scores(record: dict[str, Any]) -> list[Score]:
     return [Score(test, val) for test, val in zip(record["accuracy"], record["validation"], strict=True)]
 
 
-def _finish(
+def finish(
     job: Job, algorithm: Algorithm, count: int, engine: Engine, snapshot: Snapshot, directory: Path
 ) -> RunResult:
     """Let every client finish and write its model; the summary is written last."""

@@ -41,11 +41,21 @@ def model_file(number: int) -> str:
 
 
 class Workplace:
-    """The work on those clients whose data is here, and whose states and models lie under a directory."""
+    """The work on those clients whose data is here, and whose states and models lie under a directory.
 
-    def __init__(self, job: Job, algorithm: Algorithm, clients: Mapping[int, Client], directory: Path) -> None:
+    states: where else the states lie.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        algorithm: Algorithm,
+        clients: Mapping[int, Client],
+        directory: Path,
+        states: Path | None = None,
+    ) -> None:
         self.job, self.algorithm, self.clients = job, algorithm, clients
-        self.states, self.models = directory / "state", directory / "models"
+        self.states, self.models = states or directory / "state", directory / "models"
         self._recent: dict[int, tuple[int, ClientState]] = {}  # this round's new states: round, state
 
     def state(self, number: int, at: int | None) -> ClientState:

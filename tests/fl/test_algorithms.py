@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import qupedkern as qk
 from fl import Client, ClientState, Federation, algorithms
 from fl.algorithms import Algorithm
 from fl.algorithms._personal import EVALUATIONS
@@ -50,6 +51,19 @@ def test_a_client_step_is_a_pure_function(federation: Build, algorithm: Algorith
     if one.message is not None and two.message is not None:
         assert bits_equal(one.message.tensors, two.message.tensors)
         assert not bits_equal(one.message.tensors, server)
+
+
+def test_inner_layers_leave_the_first_convolution_and_the_last_linear_layer_in_float(federation: Build) -> None:
+    for layers, expected in (
+        ("inner", ["conv2", "linear1"]),
+        ("all", ["conv1", "conv2", "linear1", "linear2"]),
+    ):
+        run = federation(algorithms.Local(layers=layers))
+        state = run.algorithm.start_client(run.job, run.clients[1])  # a CNN of 2 bits
+        model = run.algorithm.model(run.job, run.clients[1], state, {})
+        assert sorted(qk.nn.packed_layers(model)) == expected
+    with pytest.raises(ValueError, match="layers must be one of all, inner, got 'most'"):
+        algorithms.QuPeD(layers="most")
 
 
 @pytest.mark.parametrize("variant", sorted(EVALUATIONS))

@@ -51,6 +51,23 @@ def test_the_reported_accuracy_is_the_shipped_files(federation: Build, algorithm
         assert row.train_samples == len(client.data.train)
 
 
+@pytest.mark.parametrize("algorithm", ALL, ids=lambda algorithm: algorithm.name)
+def test_scoring_seldom_changes_nothing_but_the_records(
+    outcome: Outcome, federation: Build, algorithm: Algorithm, tmp_path: Path
+) -> None:
+    every = federation(algorithm, evaluations=6, rounds=5).run(tmp_path / "every")
+    seldom = federation(algorithm, evaluations=6, rounds=5, score_every=2).run(tmp_path / "seldom")
+    one, two = outcome(tmp_path / "every"), outcome(tmp_path / "seldom")
+    assert {name: content for name, content in one.items() if name != "records"} == {
+        name: content for name, content in two.items() if name != "records"
+    }
+    assert [record.get("scored", True) for record in seldom.records] == [True, False, True, False, True, True]
+    for number, (record, full) in enumerate(zip(seldom.records, every.records, strict=True)):
+        expected = full if number in (0, 2, 4, 5) else seldom.records[number - 1]
+        assert record["accuracy"] == expected["accuracy"]
+        assert record["validation"] == expected["validation"]
+
+
 def test_packed_files_are_small_and_float_ones_are_not(federation: Build, tmp_path: Path) -> None:
     result = federation(algorithms.Local(local_steps=1), rounds=1).run(tmp_path / "run")
     one_bit, whole = result.clients[0], result.clients[2]  # both MLPs

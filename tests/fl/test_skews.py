@@ -55,6 +55,17 @@ def test_every_image_goes_to_one_client_and_none_is_left_without(
             assert np.array_equal(np.sort(rows(parts, [name])), getattr(whole, name))
 
 
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**32))
+def test_writers_may_be_counted_out(clients: int, each: int, seed: int) -> None:
+    writer = np.arange(240) % 12
+    dataset = data.Dataset("drawn", np.zeros((240, 1, 1, 1)), np.zeros(240, np.int64), 1, writer=writer)
+    parts = data.parts(dataset, data.Plan(partition="writers", writers_per_client=each), clients, seed)
+    held = [set(writer[rows([part])]) for part in parts]
+    assert [len(mine) for mine in held] == [each] * clients
+    assert len(set().union(*held)) == each * clients
+    assert [len(rows([part])) for part in parts] == [20 * each] * clients
+
+
 @given(cases())
 @settings(max_examples=20)
 def test_a_seed_fixes_the_partition(case: tuple[data.Dataset, data.Plan, int, int]) -> None:
@@ -167,6 +178,7 @@ def test_shrinking_takes_the_mean_of_blocks() -> None:
     ("plan", "clients", "sentence"),
     [
         (data.Plan(partition="writers"), 3, "writers needs a data set that says who wrote each image"),
+        (data.Plan(partition="writers", writers_per_client=2), 3, "writers needs a data set that says who wrote"),
         (data.Plan(partition="dirichlet", alpha=0), 3, "alpha must be positive and finite, got 0"),
         (data.Plan(partition="quantity", sigma=-1), 3, "sigma must be at least 0 and finite, got -1"),
         (data.Plan(partition="shards", shards_per_client=0), 3, "shards_per_client must be at least 1, got 0"),
