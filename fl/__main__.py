@@ -1,4 +1,4 @@
-"""`python -m fl run CONFIG`: a federation, and others beside it under the same budget; results are shown and kept."""
+"""`python -m fl run CONFIG`: a federation, and others beside it under the same budget; `paper SET`: a whole table of runs."""
 
 import sys
 from pathlib import Path
@@ -12,15 +12,14 @@ import qupedkern as qk
 from fl import commands, data, pictures, report
 from fl import config as configuration
 from fl.engines import ENGINES
-from fl.errors import CheckpointError, ConfigError, UserError
+from fl.errors import INTERRUPTED, CheckpointError, UserError
 from fl.federation import Federation
+from fl.paper import command as paper
 from fl.result import RunResult
-from fl.setup import make_config_clients
+from fl.setup import make_config_clients, make_config_federation
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = report.terminal()
-
-INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
 
 @app.callback()
@@ -87,6 +86,7 @@ def compare(
 
 
 commands.add(app, console)
+paper.add(app, console)
 
 
 def _check_backend() -> None:
@@ -99,31 +99,8 @@ def _check_backend() -> None:
 
 def _federations(chosen: configuration.Config, data_directory: Path | None) -> dict[str, Federation]:
     """Each algorithm's run, over the same clients."""
-    experiment = chosen.experiment
     clients = make_config_clients(chosen, data.data_directory(data_directory))
-    try:
-        return {
-            name: Federation(
-                algorithm=chosen.algorithm(name),
-                clients=clients,
-                rounds=experiment.rounds,
-                sample=experiment.sample,
-                seed=experiment.seed,
-                architecture=experiment.architecture,
-                evaluations=experiment.evaluations,
-                threads=experiment.threads,
-                engine=experiment.engine,
-                workers=experiment.workers,
-                stack=experiment.stack,
-                augment=chosen.data.augment,
-                dropout=experiment.dropout,
-                deadline=experiment.deadline,
-                quorum=experiment.quorum,
-            )
-            for name in experiment.names
-        }
-    except ValueError as error:
-        raise ConfigError(f"config: {error}") from error
+    return {name: make_config_federation(chosen, name, clients) for name in chosen.experiment.names}
 
 
 def _check_directory(directory: Path, federations: dict[str, Federation], resume: bool) -> None:
