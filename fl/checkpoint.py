@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ import qupedkern as qk
 from fl.algorithms import Algorithm
 from fl.core import Client, Job, state_file
 from fl.errors import CheckpointError
-from fl.storage import Json, Tensors, load_state, make_durable, save_state, write_atomic
-
-_FORMAT = 2
+from fl.lock import alone
+from fl.manifest import FORMAT, read_manifest, server_file
+from fl.storage import Json, Tensors, check_state, load_state, make_durable, save_state, write_atomic
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def describe(job: Job, algorithm: Algorithm, profiles: Sequence[Json]) -> Json:
     return json.loads(
         json.dumps(
             {
-                "format": _FORMAT,
+                "format": FORMAT,
                 "algorithm": algorithm.name,
-                "parameters": asdict(algorithm),  # type: ignore[call-overload]
+                "parameters": asdict(algorithm),  # type: ignore[call-overload]  # the base is none, every subclass a dataclass
                 "job": asdict(job),
                 "clients": list(profiles),
             }
@@ -89,6 +90,11 @@ def _built_with() -> str:
 def _is_leftover(path: Path) -> bool:
     """Whether the file is an atomic write's temporary that a killed process left behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def is_untouched(directory: Path) -> bool:
+    """Whether nothing is in a run's directory but what a process leaves that is killed before its first manifest."""
+    return directory.is_dir() and all(_is_leftover(path) for path in directory.iterdir())
 
 
 def _difference(there: Json, here: Json, path: str = "") -> str | None:
@@ -119,11 +125,11 @@ class Checkpoint:
         """
         if self.directory.exists() and not self.directory.is_dir():
             raise CheckpointError(f"run: {self.directory} must be a directory, it is a file, choose another --out")
-        if not self.directory.exists() or all(_is_leftover(path) for path in self.directory.iterdir()):
+        if not self.directory.exists() or is_untouched(self.directory):
             return False
         if not resume:
             raise CheckpointError(f"run: {self.directory} is not empty, continue with --resume or choose another --out")
-        manifest = self._read_manifest()
+        manifest = read_manifest(self.directory)
         difference = _difference(manifest["description"], self._description)
         if difference is not None:
             raise CheckpointError(
@@ -149,8 +155,20 @@ class Checkpoint:
         self._write_manifest(threads=threads, built_with=_built_with())
         (self.directory / "state").mkdir(exist_ok=True)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from running in the directory, which is made where it is missing; after `check`."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with alone(self.directory):
+            if (read_manifest(self.directory) if (self.directory / "run.json").exists() else {}) != self._manifest:
+                raise CheckpointError(f"run: another process has just run in {self.directory}, continue with --resume")
+            yield
+
     def load(self) -> Snapshot:
-        """The last completed round; what a dying process left behind it is dropped."""
+        """The last completed round; what a dying process left behind it is dropped, once all that is kept has been read.
+
+        Raises CheckpointError where a file of the checkpoint is missing or damaged, and leaves them all alone.
+        """
         manifest = self._manifest
         if manifest["built_with"] != _built_with():
             warnings.warn(
@@ -158,38 +176,39 @@ class Checkpoint:
                 f"its results need not equal those of an uninterrupted run",
                 stacklevel=2,
             )
+        records = self._read_records()
+        server, _ = load_state(self.directory / "state" / manifest["server"])
+        clients = {int(number): at for number, at in manifest["clients"].items()}
+        self._check_states(clients)
         with open(self.directory / "records.jsonl", "r+b") as file:
             file.truncate(manifest["record_bytes"])
-            records = [json.loads(line) for line in file.read().splitlines()]
-        if len(records) != manifest["round"] + 1:
-            raise CheckpointError(
-                f"run: {self.directory / 'records.jsonl'} must hold {manifest['round'] + 1} lines, got {len(records)}, "
-                f"start again with another --out"
-            )
-        state = self.directory / "state"
-        server, _ = load_state(state / manifest["server"])
-        clients = {int(number): int(at) for number, at in manifest["clients"].items()}
         return Snapshot(manifest["round"], server, clients, records)
 
     def save(self, snapshot: Snapshot) -> None:
         """Write a completed round: the server, its record, then the manifest. The clients' states are in their files."""
         state = self.directory / "state"
-        server = f"server.{snapshot.round}.safetensors"
+        server = server_file(snapshot.round)
         save_state(state / server, snapshot.server, {}, durable=False)
         new = (state / state_file(number, at) for number, at in snapshot.clients.items() if at == snapshot.round)
         make_durable([state / server, *(path for path in new if path.exists())])  # a node's are on the node
         record_bytes = self._append_record(snapshot.records[-1])
         clients = {str(number): at for number, at in snapshot.clients.items()}
         self._write_manifest(round=snapshot.round, server=server, clients=clients, record_bytes=record_bytes)
-        kept = {server, *(state_file(number, at) for number, at in snapshot.clients.items())}
-        for path in [path for path in state.iterdir() if path.name not in kept]:
-            path.unlink()
+        self._tidy()
 
     def finish(self) -> None:
         """Note that the run's models and summary are in place."""
         self._write_manifest(finished=True)
-        for path in filter(_is_leftover, list(self.directory.iterdir())):
-            path.unlink()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Delete what the manifest does not name: earlier rounds' files, and what killed processes have left."""
+        state = self.directory / "state"
+        kept = {self._manifest["server"]}
+        kept |= {state_file(int(number), at) for number, at in self._manifest["clients"].items()}
+        old = [path for path in state.iterdir() if path.name not in kept]
+        for path in [*old, *filter(_is_leftover, self.directory.iterdir())]:
+            path.unlink(missing_ok=True)  # a killed run's last worker may be renaming it
 
     def _append_record(self, record: dict[str, Any]) -> int:
         with open(self.directory / "records.jsonl", "r+b" if self._manifest.get("record_bytes") else "wb") as file:
@@ -200,18 +219,31 @@ class Checkpoint:
             os.fsync(file.fileno())
             return file.tell()
 
-    def _read_manifest(self) -> dict[str, Any]:
-        path = self.directory / "run.json"
+    def _read_records(self) -> list[dict[str, Any]]:
+        path, length, lines = (
+            self.directory / "records.jsonl",
+            self._manifest["record_bytes"],
+            self._manifest["round"] + 1,
+        )
         try:
-            manifest = json.loads(path.read_text())
-            if manifest["description"]["format"] == _FORMAT:
-                return manifest
-            problem = f"its format is {manifest['description']['format']}, this version reads {_FORMAT}"
-        except FileNotFoundError:
-            problem = "there is no run.json"
+            with open(path, "rb") as file:
+                content = file.read(length)
+            problem = f"it must hold {length} bytes, got {len(content)}"
+            if len(content) == length:
+                records = [json.loads(line) for line in content.splitlines()]
+                if [record["round"] for record in records] == list(range(lines)):
+                    return records
+                problem = f"it must hold a line for each of the rounds 0 to {lines - 1}"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"run.json cannot be read: {error}"
-        raise CheckpointError(f"run: {self.directory} holds no run to resume, {problem}, choose another --out")
+            problem = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"run: {path} is damaged ({problem}), start again with another --out")
+
+    def _check_states(self, clients: Mapping[int, int]) -> None:
+        """Refuse a client's state that is missing or cut short; where none is here, they are on a deployment's nodes."""
+        paths = [self.directory / "state" / state_file(number, at) for number, at in clients.items()]
+        here = [path for path in paths if path.exists()]
+        for path in paths if here else []:
+            check_state(path)
 
     def _write_manifest(self, **changes: Any) -> None:
         self._manifest.update(changes)

@@ -6,8 +6,9 @@ strings, booleans and None. `flatten` takes the tensors out and leaves JSON behi
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: whatever ends it, no half of a file stays
         temporary.unlink(missing_ok=True)
         raise
 
@@ -132,10 +133,22 @@ def save_state(path: Path, tensors: Tensors, scalars: Json, *, durable: bool = T
 
 
 def load_state(path: Path) -> tuple[Tensors, Json]:
-    """What save_state wrote."""
+    """What save_state wrote. Raises CheckpointError for any other file."""
+    with _opened(path) as (file, scalars):
+        return {name: file.get_tensor(name) for name in file.keys()}, scalars  # noqa: SIM118 (not a dict)
+
+
+def check_state(path: Path) -> None:
+    """Raise CheckpointError where load_state would: the header is read, and the length compared with it."""
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Json]]:
+    """A state file and its scalars."""
     try:
         with safetensors.safe_open(path, "pt") as file:
-            scalars = json.loads((file.metadata() or {})[_METADATA_KEY])
-            return {name: file.get_tensor(name) for name in file.keys()}, scalars  # noqa: SIM118 (not a dict)
+            yield file, json.loads((file.metadata() or {})[_METADATA_KEY])
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"load: {path} must be a state file written by this package, got: {error}") from error

@@ -31,7 +31,7 @@ def check_keys(content: Mapping[str, Any], allowed: list[str], needed: list[str]
 def read(kind: type[T], value: Any, where: str) -> T:
     """A frozen dataclass from a table: its fields are the keys, its annotations the types, its own checks the rest."""
     content = table(value, where)
-    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]  # any dataclass: fields' protocol is private
     needed = [name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
     check_keys(content, list(known), needed, where)
     hints = typing.get_type_hints(kind)

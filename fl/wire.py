@@ -74,7 +74,7 @@ class Wire(Algorithm):
                 raise ValueError(f"wire: {key} must be between 1 and 8, got {bits}")
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:  # type: ignore[override]  # the inner algorithm's, not one of the class
         return self.inner.name
 
     @property

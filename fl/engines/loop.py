@@ -16,6 +16,7 @@ from fl.checkpoint import Checkpoint, Snapshot
 from fl.cohort import Cohort, draw_cohort
 from fl.core import Job, float32_bytes, payload_bytes
 from fl.engines.work import Receipt
+from fl.errors import CheckpointError
 from fl.evaluation import Score
 from fl.result import ClientRow, RunResult, row_from_json
 from fl.storage import Json, Tensors, write_atomic
@@ -71,7 +72,7 @@ def run(
     if continued and checkpoint.finished:
         return load_result(algorithm, directory)
     threads = checkpoint.threads if continued else threads
-    with thread_count(threads):
+    with checkpoint.held(), thread_count(threads):
         snapshot = checkpoint.load() if continued else None
         if snapshot is None:
             checkpoint.start(threads)
@@ -205,7 +206,7 @@ def finish(
     models = directory / "models"
     models.mkdir(exist_ok=True)
     for leftover in models.glob(".*"):  # of a process killed while it wrote here
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # its last worker may be renaming it
     sent = algorithm.broadcast(job, snapshot.server)
     rows = engine.ship({number: snapshot.clients.get(number) for number in range(count)}, sent)
     spent = dict.fromkeys(rows, 0)
@@ -220,8 +221,14 @@ def finish(
 
 
 def load_result(algorithm: Algorithm, directory: Path) -> RunResult:
-    """The result of a run that had finished before."""
-    summary = json.loads((directory / "summary.json").read_text())
-    lines = (directory / "records.jsonl").read_text().splitlines()
-    rows = [row_from_json(row) for row in summary["clients"]]
-    return RunResult(algorithm.name, directory, [json.loads(line) for line in lines], rows, summary["seconds"])
+    """The result of a run that had finished before. Raises CheckpointError where its summary or records are damaged."""
+    try:
+        summary = json.loads((directory / "summary.json").read_text())
+        lines = (directory / "records.jsonl").read_text().splitlines()
+        rows = [row_from_json(row) for row in summary["clients"]]
+        return RunResult(algorithm.name, directory, [json.loads(line) for line in lines], rows, summary["seconds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"run: {directory} has finished, and its results cannot be read ({type(error).__name__}: {error}), "
+            f"start again with another --out"
+        ) from error

@@ -147,7 +147,7 @@ class Pool(Engine):
             busy = [worker for worker in self.workers if worker.task is not None or not worker.started]
             pipes = {worker.pipe: worker for worker in busy}
             for ready in connection.wait(list(pipes)):  # a dead worker's pipe is ready too: it has ended
-                worker = pipes[ready]  # type: ignore[index]
+                worker = pipes[ready]  # type: ignore[index]  # wait's own type allows sockets
                 try:
                     done, answer = pickle.loads(worker.pipe.recv_bytes())
                 except (EOFError, OSError, pickle.UnpicklingError):

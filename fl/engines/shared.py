@@ -1,11 +1,13 @@
 """Tensors that several processes of one machine see: one mapped file in memory, laid out once, without a copy a process."""
 
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from fl.data import ClientData, Part
 from fl.storage import Tensors
 
 PARTS = ("train", "val", "test")
+PREFIX = "qupedkern-"
+YOUNG = 60.0  # seconds: a directory may not be locked yet
+_HELD: dict[Path, int] = {}  # the directories of this process, each with the handle that holds its lock
 ALIGNMENT = 64  # bytes: as torch aligns its own memory, so kernels take the same path as on a tensor of their own
 
 
@@ -56,18 +61,49 @@ def share(path: Path, tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def shared_directory() -> Path:
-    """A new directory in memory, where the system has such a place, else among the temporary files."""
+    """A new directory in memory, where the system has such a place, else among the temporary files.
+
+    In memory it lasts until the next start of the machine, so what runs that were killed have left there is removed.
+    """
     memory = Path("/dev/shm")
-    options: dict[str, Any] = {"dir": memory} if memory.is_dir() else {}
-    try:
-        return Path(tempfile.mkdtemp(prefix="qupedkern-", **options))
-    except OSError:  # it is there, but not ours to write to
-        return Path(tempfile.mkdtemp(prefix="qupedkern-"))
+    if not memory.is_dir() or not os.access(memory, os.W_OK):
+        return Path(tempfile.mkdtemp(prefix=PREFIX))
+    _remove_abandoned(memory)
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=memory))
+    _HELD[directory] = os.open(directory, os.O_RDONLY)
+    _lock(_HELD[directory])
+    return directory
 
 
 def remove(directory: Path) -> None:
     """Delete a shared directory; processes that have its files open keep them until they end."""
     shutil.rmtree(directory, ignore_errors=True)
+    if directory in _HELD:
+        os.close(_HELD.pop(directory))
+
+
+def _remove_abandoned(memory: Path) -> None:
+    """Delete the shared directories that no process holds, which the system has released when their holder died."""
+    for directory in memory.glob(PREFIX + "*"):
+        with suppress(OSError):  # gone, or another user's
+            if time.time() - directory.stat().st_mtime < YOUNG:
+                continue
+            handle = os.open(directory, os.O_RDONLY)
+            try:
+                if _lock(handle):
+                    shutil.rmtree(directory, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    import fcntl  # which every system with /dev/shm has
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def part(clients: Sequence[Client]) -> tuple[list[Client], Tensors]:
