@@ -4,19 +4,17 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import qupedkern as qk
 from fl import commands, data, pictures, report
 from fl import config as configuration
 from fl.engines import ENGINES
-from fl.errors import INTERRUPTED, CheckpointError, UserError
+from fl.errors import INTERRUPTED, UserError
 from fl.federation import Federation
 from fl.paper import command as paper
 from fl.result import RunResult
-from fl.setup import make_config_clients, make_config_federation
+from fl.setup import check_backend, check_directory, make_config_clients, make_config_federation
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = report.terminal()
@@ -44,13 +42,15 @@ def run(
 ) -> None:
     """Run CONFIG's algorithm, and beside it those it compares with."""
     try:
-        _check_backend()
+        check_backend()
         chosen = configuration.load(config).override(
             algorithm=algorithm, rounds=rounds, seed=seed, engine=engine, workers=workers
         )
         directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
         federations = _federations(chosen, data_directory)
-        _check_directory(directory, federations, resume)
+        check_directory(directory, federations, resume)
+        for name, federation in federations.items():
+            federation.check(directory / name, resume=resume)
         first = next(iter(federations.values()))
         report.print_classes(first.clients, first.job.num_classes, console)
         results = _run_all(federations, directory, resume)
@@ -85,35 +85,14 @@ def compare(
     console.print(f"page     {out}", highlight=False, soft_wrap=True, markup=False)
 
 
-commands.add(app, console)
+commands.add(app)
 paper.add(app, console)
-
-
-def _check_backend() -> None:
-    """A backend or instruction set asked for in the environment that cannot be had: said before anything is written."""
-    try:
-        qk.explain("soft_quantize", torch.zeros(1), torch.tensor([0.0, 1.0]), 1.0)
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(str(error)) from error
 
 
 def _federations(chosen: configuration.Config, data_directory: Path | None) -> dict[str, Federation]:
     """Each algorithm's run, over the same clients."""
     clients = make_config_clients(chosen, data.data_directory(data_directory))
     return {name: make_config_federation(chosen, name, clients) for name in chosen.experiment.names}
-
-
-def _check_directory(directory: Path, federations: dict[str, Federation], resume: bool) -> None:
-    """Refuse a directory that holds anything but these runs, before one byte is written."""
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"run: {directory} must be a directory, it is a file, choose another --out")
-    entries = list(directory.iterdir()) if directory.is_dir() else []
-    if entries and not resume:
-        raise CheckpointError(f"run: {directory} is not empty, continue with --resume or choose another --out")
-    if entries and not any((entry / "run.json").is_file() for entry in entries):
-        raise CheckpointError(f"run: {directory} holds no run to resume, choose another --out")
-    for name, federation in federations.items():
-        federation.check(directory / name, resume=resume)
 
 
 def _run_all(federations: dict[str, Federation], directory: Path, resume: bool) -> list[RunResult]:

@@ -17,6 +17,7 @@ from fl.data.arrays import Part as Part
 from fl.data.arrays import Split as Split
 from fl.data.arrays import class_counts as class_counts
 from fl.data.arrays import client_data as client_data
+from fl.data.arrays import shrunk as shrunk
 from fl.data.augment import AUGMENTATIONS as AUGMENTATIONS
 from fl.data.augment import flip_crop as flip_crop
 from fl.data.cifar import cifar10
@@ -34,7 +35,15 @@ from fl.data.plan import clients_data as clients_data
 from fl.data.plan import parts as parts
 from fl.errors import DataError
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "femnist")
+FORMS = {  # image (channels, height, width), number of classes
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "femnist": ((1, 28, 28), 62),
+}
+NAMES = tuple(FORMS)
+EMBEDDED = ("digits",)  # needs no directory
 
 
 def digits() -> Dataset:
@@ -58,8 +67,14 @@ def load(name: str, directory: Path | None = None) -> Dataset:
         return cifar10(directory)
     if name == "femnist":
         return femnist(directory)
-    if not name.endswith(".npz"):
-        raise DataError(f"data: name must be one of {', '.join(NAMES)}, or a file ending in .npz, got {name!r}")
+    form(name)
     if directory is None:
         raise DataError(f"data: {name} needs a data directory, give --data or set {DATA_VARIABLE}")
     return npz(directory / name)
+
+
+def form(name: str) -> tuple[tuple[int, int, int], int] | None:
+    """(shape of an image, number of classes) of a data set, without its files; None for an .npz file, which alone tells."""
+    if name not in FORMS and not name.endswith(".npz"):
+        raise DataError(f"data: name must be one of {', '.join(NAMES)}, or a file ending in .npz, got {name!r}")
+    return FORMS.get(name)

@@ -72,10 +72,16 @@ def images(x: np.ndarray, shrink: int = 1) -> np.ndarray:
     if shrink == 1:
         return x
     count, channels, height, width = x.shape
+    rows, columns = shrunk(height, width, shrink)
+    blocks = x.reshape(count, channels, rows, shrink, columns, shrink)
+    return blocks.mean((3, 5), dtype=np.float32)
+
+
+def shrunk(height: int, width: int, shrink: int) -> tuple[int, int]:
+    """An image's height and width once each shrink x shrink block is one pixel."""
     if shrink < 1 or height % shrink or width % shrink:
         raise DataError(f"data: shrink must divide the images' {height} x {width}, got {shrink}")
-    blocks = x.reshape(count, channels, height // shrink, shrink, width // shrink, shrink)
-    return blocks.mean((3, 5), dtype=np.float32)
+    return height // shrink, width // shrink
 
 
 def client_data(

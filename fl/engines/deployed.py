@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-from fl import cohort, data
 from fl import config as configuration
+from fl import data
 from fl.checkpoint import describe
 from fl.engines import loop
 from fl.engines.node import Node
 from fl.engines.nodes import Carrier, Nodes
-from fl.errors import UserError
+from fl.errors import ConfigError, UserError
 from fl.result import RunResult
-from fl.setup import make_config_clients, make_config_job
+from fl.setup import make_absent_clients, make_config_clients, make_config_federation
 from fl.storage import write_atomic
 
 
@@ -56,11 +56,13 @@ def serve_run(options: Mapping[str, str], carrier: Carrier) -> None:
 def play(chosen: configuration.Config, nodes: Nodes, out: Path, resume: bool) -> RunResult:
     """Wait for the nodes, learn from them what the task is, and run the rounds; no data is needed here."""
     experiment, count = chosen.experiment, len(chosen.equipment)
-    algorithm = chosen.algorithm(experiment.algorithm)
     said = nodes.gather(count)
-    channels, height, width = said[0]["input_shape"]
-    job = make_config_job(chosen, (channels, height, width), max(one["num_classes"] for one in said.values()))
-    cohort.check(job, count)
+    shapes = sorted({tuple(one["input_shape"]) for one in said.values()})
+    if len(shapes) != 1:
+        raise ConfigError(f"serve: clients must have images of one shape, got {', '.join(map(str, shapes))}")
+    clients = make_absent_clients(chosen, shapes[0], max(one["num_classes"] for one in said.values()))
+    federation = make_config_federation(chosen, experiment.algorithm, clients)
+    job, algorithm = federation.job, federation.algorithm
     nodes.job = job
     description = describe(job, algorithm, [said[number]["profile"] for number in range(count)])
     return loop.run(

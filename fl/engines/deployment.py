@@ -3,6 +3,7 @@
 `serve` starts the server and one run, `join` starts a node; what they then do is in engines/deployed.py.
 """
 
+import ctypes
 import ipaddress
 import json
 import os
@@ -20,9 +21,11 @@ from pathlib import Path
 
 from fl import config as configuration
 from fl.engines import loop
-from fl.errors import CheckpointError, UserError, WorkerError
+from fl.errors import UserError, WorkerError
 from fl.result import RunResult
 
+LINUX = sys.platform == "linux"
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _START = 60.0  # seconds in which Flower's server must open its port
 _APP = """[project]
 name = "qupedkern-federation"
@@ -66,7 +69,6 @@ def serve(
     options: handed to flower-superlink as they are (TLS, node authentication).  Raises WorkerError where Flower fails.
     """
     chosen = configuration.loads(config.read_text(), str(config)).override(**overrides)
-    _check_out(out, resume)
     with tempfile.TemporaryDirectory(prefix="qupedkern-flower-") as text:
         home = Path(text)
         environment = _environment(home / "home")
@@ -84,7 +86,8 @@ def serve(
         (home / "app" / "pyproject.toml").write_text(_APP + lines)
         connection = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{host}:{port}"\n'
         authority = _option(options, "--ssl-ca-certfile")
-        connection += f'root-certificates = "{authority}"\n' if authority else "insecure = true\n"
+        trusted = f"root-certificates = {json.dumps(str(Path(authority).resolve()))}\n" if authority else None
+        connection += trusted or "insecure = true\n"
         (home / "home" / "config.toml").write_text(connection)
         security = list(options) if authority else [*insecure(host, options), *options]
         command = [_program("flower-superlink"), "--host", host, "--port", str(port), *security]
@@ -147,13 +150,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _check_out(out: Path, resume: bool) -> None:
-    if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"serve: {out} is not empty, continue with --resume or choose another --out")
-
-
 def _option(options: Sequence[str], name: str) -> str | None:
-    return dict(pairwise(options)).get(name)
+    """The value of an option that is passed on, written `name value` or `name=value`."""
+    joined = [option.removeprefix(name + "=") for option in options if option.startswith(name + "=")]
+    return joined[-1] if joined else dict(pairwise(options)).get(name)
 
 
 def insecure(host: str, options: Sequence[str]) -> list[str]:
@@ -161,7 +161,7 @@ def insecure(host: str, options: Sequence[str]) -> list[str]:
     if "--insecure" in options:
         return []
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback  # brackets: IPv6 before a port
     except ValueError:
         loopback = host == "localhost"
     if not loopback:
@@ -189,7 +189,7 @@ def _search_path() -> str:
 
 @contextmanager
 def _process(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, env=dict(environment))
+    process = subprocess.Popen(command, env=dict(environment), preexec_fn=_die_with_parent if LINUX else None)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the child would stay
     try:
         yield process
@@ -201,6 +201,11 @@ def _process(command: Sequence[str], environment: Mapping[str, str]) -> Iterator
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _die_with_parent() -> None:
+    """Between fork and exec: have the kernel end this process when its parent dies, of SIGKILL say, and cannot do it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait_for(host: str, port: int, server: subprocess.Popen[bytes]) -> None:

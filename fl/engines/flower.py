@@ -21,7 +21,7 @@ from fl.algorithms import Algorithm
 from fl.core import Client, Job
 from fl.engines import deployed
 from fl.engines.loop import OpenEngine
-from fl.engines.node import Node
+from fl.engines.node import Node, failure
 from fl.engines.nodes import Carrier, Nodes, Reply
 from fl.engines.shared import Layout, join, part, remove, share, shared_directory
 from fl.result import RunResult
@@ -71,7 +71,11 @@ def client_app(open_node: Callable[[Context], Node]) -> ClientApp:
 
     @app.query()
     def query(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, open_node(context).introduce(), {})
+        try:
+            said = open_node(context).introduce()
+        except Exception as error:  # data that is not there, say: the server must hear why
+            said = failure(error)
+        return _reply(message, said, {})
 
     @app.train()
     def train(message: FlowerMessage, context: Context) -> FlowerMessage:
@@ -186,7 +190,7 @@ def simulate(
 
             try:
                 results.append(play(open_engine))
-            except BaseException as error:
+            except BaseException as error:  # Ctrl-C too: Flower would swallow it, so it is raised once Flower has ended
                 failures.append(error)
 
         resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": nodes}}

@@ -72,7 +72,7 @@ class Node:
                 else:
                     answers[str(number)] = asdict(place.ship(number, at, server))
         except Exception as error:
-            return {"error": type(error).__name__, "text": str(error)}, {}
+            return failure(error), {}
         return answers, messages
 
     def _place(self, job: Job, number: int) -> Workplace:
@@ -84,6 +84,11 @@ class Node:
         place.states.mkdir(parents=True, exist_ok=True)
         place.models.mkdir(exist_ok=True)
         return place
+
+
+def failure(error: Exception) -> Json:
+    """The answer of a node on which something went wrong."""
+    return {"error": type(error).__name__, "text": str(error)}
 
 
 def raised(answer: Json) -> Exception:

@@ -5,6 +5,7 @@ client, so neither the order in which they arrive nor a node that was started ag
 """
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -60,6 +61,7 @@ class Nodes(Engine):
         self._carrier, self._patience, self.job = carrier, patience, job
         self._known: dict[int, dict[int, Json]] = {}  # node -> its clients; a node met later has the last word
         self._asked: dict[str, int] = {}  # query under way -> node
+        self._refusal = ""  # what a node said last that cannot take part
 
     def gather(self, count: int) -> dict[int, Json]:
         """Wait for nodes that together have clients 0 to count - 1; what each says of itself, by client."""
@@ -134,6 +136,9 @@ class Nodes(Engine):
             node = self._asked.pop(reply.identity) if queried else waiting.pop(reply.identity)[0]
             if reply.answer is None:  # it has gone, or its process died: it is met anew
                 self._known.pop(node, None)
+            elif "error" in reply.answer and queried:  # its own affair: others may have its clients
+                self._known[node], self._refusal = {}, str(raised(reply.answer))
+                warnings.warn(f"nodes: a node cannot take part: {self._refusal}", stacklevel=2)
             elif "error" in reply.answer:
                 raise raised(reply.answer)
             elif queried:
@@ -145,7 +150,8 @@ class Nodes(Engine):
 
     def _give_up(self, missing: Sequence[int]) -> None:
         names = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        said = f" (one said: {self._refusal})" if self._refusal else ""
         raise WorkerError(
-            f"nodes: no node has answered for clients {names} in {self._patience:.0f} s; "
+            f"nodes: no node has answered for clients {names} in {self._patience:.0f} s{said}; "
             f"start it again (`python -m fl join`), then continue with --resume"
         )

@@ -186,3 +186,25 @@ def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(
     assert result.exit_code == 2
     assert result.stderr.startswith("QUPEDKERN_BACKEND: the backend must be one of")
     assert not (tmp_path / "out").exists()
+
+
+def test_results_go_where_the_configuration_says(
+    config_file: Path, config_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line, directory in (("", "runs/tiny"), ('\nout = "elsewhere"', "elsewhere")):
+        config_file.write_text(config_text.replace("rounds = 2", f"rounds = 1{line}"))
+        assert command(config_file).exit_code == 0
+        assert (tmp_path / directory / "quped" / "summary.json").is_file()
+
+
+def test_a_run_killed_before_its_first_manifest_is_resumed(config_file: Path, tmp_path: Path) -> None:
+    """A directory that it has made, and nothing in it but a file it was writing."""
+    out = tmp_path / "out"
+    (out / "quped").mkdir(parents=True)
+    (out / "quped" / ".run.json.x.tmp").write_text("{")
+    assert "is not empty, continue with --resume" in command(config_file, "--out", out).stderr
+    assert command(config_file, "--out", out, "--resume").exit_code == 0
+    assert not (out / "quped" / ".run.json.x.tmp").exists()
+    (tmp_path / "mine" / "notes").mkdir(parents=True)
+    assert "holds no run to resume" in command(config_file, "--out", tmp_path / "mine", "--resume").stderr

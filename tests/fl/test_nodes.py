@@ -2,27 +2,24 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from fl import Federation, algorithms
 from fl import config as configuration
 from fl.engines import deployed, loop, nodes
-from fl.engines.deployment import insecure, parse_clients
-from fl.engines.node import Node, raised
+from fl.engines.node import Node, failure, raised
 from fl.engines.nodes import Nodes, Reply
-from fl.errors import DivergedError, UserError, WorkerError
-from fl.setup import make_config_clients
+from fl.errors import DataError, DivergedError, UserError, WorkerError
+from fl.setup import check_served, make_config_clients
 from fl.storage import Json, Tensors
 
 Build = Callable[..., Federation]
@@ -221,21 +218,42 @@ def test_a_server_without_data_makes_the_run_that_its_configuration_describes(
         deployed.open_node(options, {"clients": "1,3", "data": "", "state": str(tmp_path)})
 
 
-def test_clients_of_a_node_are_written_as_numbers_and_ranges() -> None:
-    assert parse_clients("4") == [4]
-    assert parse_clients("7,0-3,2") == [0, 1, 2, 3, 7]
-    for text in ("", "a", "3-1", "1-", "-1", "1,,2"):
-        with pytest.raises(UserError, match="clients must be numbers like 0,2,5 or 0-9"):
-            parse_clients(text)
+def test_a_file_whose_form_only_nodes_know_is_refused_when_they_have_said_it(config_text: str, tmp_path: Path) -> None:
+    x, y = torch.rand(400, 1, 6, 6).numpy(), (torch.arange(400) % 10).numpy()
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    text = config_text.replace('"digits"', '"mine.npz"').replace("bits = 2", "bits = 2\ngroups = 7")
+    check_served(configuration.loads(text))
+    options = {"config": text, "overrides": "{}", "out": str(tmp_path / "served"), "outcome": str(tmp_path / "outcome")}
+    options |= {"resume": "0", "patience": "20"}
+    own = {"clients": "0,1,2", "data": str(tmp_path), "state": str(tmp_path / "node")}
+    deployed.serve_run(options, Post({0: deployed.open_node(options, own)}))
+    assert (
+        "config: quantize_: a block of 7 weights must divide the 36"
+        in json.loads((tmp_path / "outcome").read_text())["problem"]
+    )
+    assert not (tmp_path / "served").exists()
 
 
-def test_only_the_loopback_interface_is_used_without_certificates() -> None:
-    for host in ("127.0.0.1", "localhost", "::1"):
-        assert insecure(host, []) == ["--insecure"]
-    assert insecure("10.0.0.7", ["--insecure"]) == []
-    for host in ("0.0.0.0", "10.0.0.7", "server.example"):
-        with pytest.raises(UserError, match="is another machine, give certificates"):
-            insecure(host, [])
+def test_a_node_that_cannot_open_its_data_is_named_and_another_may_take_its_place(
+    federation: Build, same: Same, tmp_path: Path
+) -> None:
+    run = federation(algorithms.QuPeD(local_steps=1))
+    run.run(tmp_path / "serial")
+    post = Post(spread(run, tmp_path / "nodes", [0, 1], [2, 3]))
+    broken = _Broken(run.algorithm, {}, tmp_path / "broken", 1)
+    with pytest.warns(UserWarning, match="a node cannot take part: data: no such file"):
+        play(run, Post({**post.homes, 300: broken}), tmp_path / "served")
+    assert same(tmp_path / "served", tmp_path / "nodes", tmp_path / "serial")
+    with (
+        pytest.warns(UserWarning, match="a node cannot take part"),
+        pytest.raises(WorkerError, match=r"for clients 2, 3 in 0 s \(one said: data: no such file\); start it again"),
+    ):
+        play(run, Post({100: post.homes[100], 300: broken}), tmp_path / "alone", patience=0.3)
+
+
+class _Broken(Node):
+    def introduce(self) -> Json:
+        return failure(DataError("data: no such file"))
 
 
 def test_flower_is_imported_by_one_file_alone() -> None:
@@ -246,20 +264,3 @@ def test_flower_is_imported_by_one_file_alone() -> None:
         if re.search(r"^\s*(from|import) flwr", p.read_text(), re.M)
     }
     assert files == {"engines/flower.py"}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_a_server_that_is_terminated_takes_its_processes_along() -> None:
-    program = (
-        "import os, sys, time; from fl.engines.deployment import _process\n"
-        "with _process([sys.executable, '-c', 'import time; time.sleep(60)'], os.environ) as child:\n"
-        "    print(child.pid, flush=True); time.sleep(60)"
-    )
-    root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        parent.terminate()
-        assert parent.wait(60) == 128 + signal.SIGTERM
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
