@@ -16,7 +16,7 @@ import torch
 from fl import Client, Federation, algorithms, storage
 from fl.algorithms import Algorithm
 from fl.core import ClientState, Job, Update
-from fl.engines import pool
+from fl.engines import pool, shared
 from fl.engines.shared import share
 from fl.errors import DivergedError, WorkerError
 
@@ -27,13 +27,19 @@ ALL = [algorithms.QuPeD(local_steps=2), algorithms.FedAvg(local_steps=2)]  # per
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 
 
+@pytest.fixture(autouse=True)
+def _own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared directories of this process: other runs of this machine come and go meanwhile."""
+    monkeypatch.setattr(shared, "PREFIX", f"qupedkern-test{os.getpid()}-")
+
+
 def workers() -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
 
 
 def shared_directories() -> set[str]:
     return (
-        {name for name in os.listdir("/dev/shm") if name.startswith("qupedkern-")}
+        {name for name in os.listdir("/dev/shm") if name.startswith(shared.PREFIX)}
         if os.path.isdir("/dev/shm")
         else set()
     )
