@@ -2,13 +2,9 @@
 // buffer.
 #pragma once
 
-#include <cmath>
-#include <string>
 #include <type_traits>
 
-#include "../check.h"
-#include "../math/adam.h"
-#include "../math/sgd.h"
+#include "../math/step_factors.h"
 #include "simd_bits.h"
 
 namespace qk::cpu {
@@ -93,32 +89,15 @@ struct Streamed {
 
 class Optimizer {
  public:
-  // As the schema has them. Factors are computed in double and rounded once, as Python does it for torch.
-  Optimizer(const char* op, const std::string& name, double lr, double weight_decay, double beta1, double beta2,
-            double eps, bool nesterov, int64_t step)
-      : adaptive_(name != "sgd"), nesterov_(nesterov), first_step_(step == 1), momentum_(beta1 != 0.0) {
-    QK_CHECK(name == "sgd" || name == "adam" || name == "adamw",
-             text(op, ": optimizer must be 'sgd' or 'adam' or 'adamw'"), "'" + name + "'");
-    QK_CHECK(step >= 1, text(op, ": step must be at least 1"), std::to_string(step));
-    if (weight_decay != 0.0) {
-      decay_ = name == "adamw" ? math::Decay::kDecoupled : math::Decay::kCoupled;
-    }
-    from_end_ = static_cast<float>(1.0 - beta1) >= 0.5f;
-    if (adaptive_) {
-      const auto count = static_cast<double>(step);
-      const double decay = name == "adamw" ? 1.0 - lr * weight_decay : weight_decay;
-      adam_ = {static_cast<float>(decay),
-               static_cast<float>(1.0 - beta1) - (from_end_ ? 1.0f : 0.0f),
-               static_cast<float>(beta2),
-               static_cast<float>(1.0 - beta2),
-               static_cast<float>(std::pow(1.0 - std::pow(beta2, count), 0.5)),
-               static_cast<float>(eps),
-               static_cast<float>(-lr / (1.0 - std::pow(beta1, count)))};
-    } else {
-      sgd_ = {static_cast<float>(-lr), static_cast<float>(weight_decay), static_cast<float>(beta1),
-              static_cast<float>(1.0 - beta2)};
-    }
-  }
+  explicit Optimizer(const math::StepFactors& factors)
+      : adaptive_(factors.adaptive),
+        nesterov_(factors.nesterov),
+        first_step_(factors.first_step),
+        momentum_(factors.momentum),
+        decay_(factors.decay),
+        from_end_(factors.from_end),
+        sgd_(factors.sgd),
+        adam_(factors.adam) {}
 
   bool has_first() const { return adaptive_ || momentum_; }
   bool has_second() const { return adaptive_; }
@@ -222,10 +201,10 @@ class Optimizer {
   }
 
   bool adaptive_, nesterov_, first_step_, momentum_;
-  math::Decay decay_ = math::Decay::kNone;
-  bool from_end_ = false;
-  math::Sgd<float> sgd_{};
-  math::Adam<float> adam_{};
+  math::Decay decay_;
+  bool from_end_;
+  math::Sgd<float> sgd_;
+  math::Adam<float> adam_;
 };
 
 }  // namespace qk::cpu

@@ -164,9 +164,10 @@ void quped_step(int threads, Views x, Views grad, Views quantized_grad, Views fi
                 bool nesterov, int64_t step_number, bool clamp, bool wants_codes, int64_t pack_bits, Views center_grad,
                 Views counts, Views sums, View distance, Views codes) {
   QK_CHECK(norm == "l1" || norm == "l2", text(kOp, ": norm must be 'l1' or 'l2'"), "'" + norm + "'");
-  const Step step{chain_of(chain),
-                  Optimizer(kOp, optimizer, lr, weight_decay, beta1, beta2, eps, nesterov, step_number), norm == "l1",
-                  clamp, wants_codes ? static_cast<int>(pack_bits) : 0};
+  const Step step{
+      chain_of(chain),
+      Optimizer(math::StepFactors(kOp, optimizer, lr, weight_decay, beta1, beta2, eps, nesterov, step_number)),
+      norm == "l1", clamp, wants_codes ? static_cast<int>(pack_bits) : 0};
   const size_t count = x.size();
   const bool through = step.chain == Chain::kSoft || step.chain == Chain::kStraightThrough;
   check_list("grad", grad, count, !(through && grad.empty()));

@@ -61,6 +61,7 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   namespace cuda = qk::cuda;
   const Dtypes any = {qk::Dtype::float32, qk::Dtype::bfloat16, qk::Dtype::float16};
   const Dtypes f32 = {qk::Dtype::float32};
+  const Dtypes i64 = {qk::Dtype::int64};
   const Dtypes u8 = {qk::Dtype::uint8};
 
   module.doc() = "qupedkern's CUDA kernels; called by qupedkern.backends.cuda.";
@@ -71,6 +72,22 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
              "forward, backward or shuffled with a seed: which threads go first.");
 #endif
 
+  kernel(module, "quped_step", &cuda::quped_step,
+         {{"x", f32},
+          {"grad", f32},
+          {"quantized_grad", f32},
+          {"first", f32},
+          {"second", f32},
+          {"centers", f32},
+          {"sharpness", f32},
+          {"strength", f32},
+          {"center_grad", f32},
+          {"counts", i64},
+          {"sums", f32},
+          {"distance", f32},
+          {"codes", u8},
+          {"workspace", u8}});
+  workspace(module, "quped_step", &cuda::quped_step_workspace);
   kernel(module, "soft_quantize", &cuda::soft_quantize,
          {{"x", any}, {"centers", f32}, {"sharpness", f32}, {"out", any}});
   kernel(module, "soft_quantize_backward", &cuda::soft_quantize_backward,

@@ -22,9 +22,12 @@ class Columns {
 
   static size_t bytes(int columns) { return sizeof(float) * static_cast<size_t>(columns) * kPlaces; }
 
-  __device__ Columns(float* memory, int columns) : memory_(memory), columns_(columns) {
+  __device__ explicit Columns(float* memory) : memory_(memory) {}
+
+  // Before a barrier.
+  __device__ void clear(int columns) const {
     for (int i = static_cast<int>(threadIdx.x); i < columns * kPlaces; i += kThreads) {
-      memory[i] = 0.0f;
+      memory_[i] = 0.0f;
     }
   }
 
@@ -41,12 +44,12 @@ class Columns {
   }
 
   // totals[column * rows + r]: a column's sum over the threads of the block's r-th row. Between barriers.
-  __device__ void total(const Cut& cut, float* totals) const {
+  __device__ void total(const Cut& cut, int columns, float* totals) const {
     const int thread = static_cast<int>(threadIdx.x), rows = cut.rows_a_block(), threads = cut.row_threads();
     if constexpr (kOfThreads) {
       const int lane = thread % kWarp, width = threads < kWarp ? threads : kWarp, parts = threads / width;
       const int chunks = kThreads / (kWarp * parts);
-      for (int i = thread / kWarp; i < columns_ * chunks; i += kWarps) {
+      for (int i = thread / kWarp; i < columns * chunks; i += kWarps) {
         const int column = i / chunks, first = i % chunks * kWarp * parts;
         float sum = 0.0f;
         for (int p = 0; p < parts; ++p) {
@@ -61,7 +64,7 @@ class Columns {
       }
     } else {
       const int parts = threads / kWarp;
-      for (int i = thread; i < columns_ * rows; i += kThreads) {
+      for (int i = thread; i < columns * rows; i += kThreads) {
         float sum = 0.0f;
         for (int p = 0; p < parts; ++p) {
           sum += memory_[i / rows * kPlaces + i % rows * parts + p];
@@ -73,7 +76,6 @@ class Columns {
 
  private:
   float* memory_;
-  int columns_;
 };
 
 }  // namespace qk::cuda

@@ -16,6 +16,16 @@ namespace qk::cuda {
 using View = const TensorView&;
 using Views = const std::vector<TensorView>&;
 
+int64_t quped_step_workspace(Views x, Views grad, Views quantized_grad, Views first, Views second, Views centers,
+                             Views sharpness, Views strength, const std::string& chain, const std::string& optimizer,
+                             const std::string& norm, double lr, double weight_decay, double beta1, double beta2,
+                             double eps, bool nesterov, int64_t step_number, bool clamp, bool wants_codes,
+                             int64_t pack_bits);
+void quped_step(Stream stream, Views x, Views grad, Views quantized_grad, Views first, Views second, Views centers,
+                Views sharpness, Views strength, const std::string& chain, const std::string& optimizer,
+                const std::string& norm, double lr, double weight_decay, double beta1, double beta2, double eps,
+                bool nesterov, int64_t step_number, bool clamp, bool wants_codes, int64_t pack_bits, Views center_grad,
+                Views counts, Views sums, View distance, Views codes, View workspace);
 void soft_quantize(Stream stream, View x, View centers, View sharpness, View out);
 int64_t soft_quantize_backward_workspace(View grad, View x, View centers, View sharpness);
 void soft_quantize_backward(Stream stream, View grad, View x, View centers, View sharpness, View grad_x,

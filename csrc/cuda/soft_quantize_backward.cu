@@ -30,7 +30,8 @@ __global__ __launch_bounds__(kThreads) void soft_backward_spans(
   for (int g = at.thread; g < groups; g += cut.row_threads()) {
     table[g] = BackwardGroup(c, levels, g, P, rate.stretch);
   }
-  Columns<kOfThreads> sums(memory, columns);
+  Columns<kOfThreads> sums(memory);
+  sums.clear(columns);
   __syncthreads();
   const int64_t step = int64_t{kElements} << cut.row_shift;
   for (int64_t begin = at.begin; begin < at.end; begin += step) {
@@ -47,7 +48,7 @@ __global__ __launch_bounds__(kThreads) void soft_backward_spans(
     tile.store(grad_x + offset, slope);
   }
   __syncthreads();
-  sums.total(cut, totals);
+  sums.total(cut, columns, totals);
   __syncthreads();
   if (cut.spans > 1) {
     float* const mine = partials + static_cast<int64_t>(blockIdx.x) * columns;
@@ -69,7 +70,7 @@ __global__ __launch_bounds__(kSumThreads) void soft_backward_centers(const float
   QK_DYNAMIC_SHARED(double, sums);
   const int columns = soft_columns(groups_of(levels));
   const int64_t row = blockIdx.x;
-  sum_spans(partials + row * spans * columns, spans, columns, sums);
+  sum_spans(partials + row * spans * columns, spans, columns, columns, sums);
   const auto sum_of = [&](int column) { return sums[column]; };
   for (int k = static_cast<int>(threadIdx.x); k < levels; k += kSumThreads) {
     grad_centers[row * levels + k] = center_gradient(centers + row * levels, levels, sharpness.of(row), k, sum_of);

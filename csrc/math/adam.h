@@ -26,14 +26,19 @@ QK_HD float square_root(float a) { return sqrtf(a); }  // nvcc rounds it correct
 QK_HD float square_root(float a) { return __builtin_sqrtf(a); }
 #endif
 
-// kFromEnd: as torch.lerp does where the weight is 1/2 or more.
-template <Decay kDecay, bool kFromEnd, class Number>
-QK_HD Number adam(const Adam<Number>& a, Number x, Number g, Number& first, Number& second) {
+template <Decay kDecay, class Number>
+QK_HD void decay_adam(const Adam<Number>& a, Number& x, Number& g) {
   if constexpr (kDecay == Decay::kCoupled) {
     g = fused(x, a.decay, g);
   } else if constexpr (kDecay == Decay::kDecoupled) {
     x = x * a.decay;
   }
+}
+
+// kFromEnd: as torch.lerp does where the weight is 1/2 or more.
+template <Decay kDecay, bool kFromEnd, class Number>
+QK_HD Number adam(const Adam<Number>& a, Number x, Number g, Number& first, Number& second) {
+  decay_adam<kDecay>(a, x, g);
   first = fused(a.weight, g - first, kFromEnd ? g : first);
   second = fused(a.share * g, g, second * a.beta2);
   const Number size = square_root(second) / a.correction + a.eps;

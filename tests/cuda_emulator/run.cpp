@@ -28,7 +28,9 @@ enum class State { kReady, kBarrier, kCollective, kEnded };
 struct Site {
   const char* file = "";
   int line = 0;
-  bool operator==(const Site& other) const { return line == other.line && std::string(file) == other.file; }
+  bool operator==(const Site& other) const {
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
+  }
   std::string text() const {
     const std::string path = file;
     return path.substr(path.rfind('/') + 1) + ":" + std::to_string(line);
