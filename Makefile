@@ -8,6 +8,7 @@ TORCH ?=
 OUT ?= runs/quickstart
 
 BIN := $(VENV)/bin
+FLOWER := $(shell sed -n 's/^flower = \["\([^"]*\)".*/\1/p' pyproject.toml)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 PYTEST_OPTIONS ?=
 CMAKE ?= cmake
@@ -15,13 +16,14 @@ JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 # The kernels without Python: a C++ driver that calls every one of them (tests/native)
 DRIVER := $(CMAKE) -S . -DQUPEDKERN_DRIVER=ON
 
-.PHONY: help install demo test test-slow sanitize test-instructions lint format digits clean
+.PHONY: help install demo test test-slow test-flower sanitize test-instructions lint format digits clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       build in $(VENV), run the federation of fl/configs/quickstart.toml, say where its results lie"
 	@echo "make test       the test suite (minutes)"
 	@echo "make test-slow  every property on 1,500 random examples; long"
+	@echo "make test-flower  install Flower ($(FLOWER)) and test its simulation and a real deployment (minutes)"
 	@echo "make sanitize   every kernel under ASan, UBSan and TSan (CMake and g++ or clang++)"
 	@echo "make test-instructions   instructions an element of three kernels, counted by valgrind, against the recorded"
 	@echo "make lint       ruff and mypy"
@@ -47,6 +49,12 @@ test: install
 
 test-slow: install
 	HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# The tests of the extra 'flower', which `make test` names as skipped without it; the import makes its absence an error here.
+test-flower: install
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt '$(FLOWER)'
+	$(BIN)/python -c 'import flwr, ray'
+	$(BIN)/python -m pytest tests/fl/test_flower.py $(PYTEST_OPTIONS)
 
 # Every instruction set this processor runs for memory, one for threads, whose code is the same in all.
 sanitize:
