@@ -198,17 +198,22 @@ def aggregate(messages: Mapping[int, Message], weighted: bool = False) -> Tensor
         raise ValueError("aggregate: needs at least one message, got none")
     order = sorted(messages)
     shares = [messages[number].samples if weighted else 1 for number in order]
-    mean: Tensors = {}
-    for name, first in messages[order[0]].tensors.items():
-        values = [messages[number].tensors[name] for number in order]
-        if not first.is_floating_point():
-            mean[name] = torch.stack(values).amax(0)
-            continue
-        total = torch.zeros_like(first, dtype=torch.float64)
-        for share, value in zip(shares, values, strict=True):
-            total += share * value.double()
-        mean[name] = (total / sum(shares)).to(first.dtype)
-    return mean
+    first = messages[order[0]].tensors
+    floats = [name for name, tensor in first.items() if tensor.is_floating_point()]
+    totals = [torch.zeros_like(first[name], dtype=torch.float64) for name in floats]
+    wide = [torch.empty_like(total) for total in totals]
+    for number, share in (
+        zip(order, shares, strict=True) if floats else ()
+    ):  # all tensors of a message in two calls: most are small
+        torch._foreach_copy_(wide, [messages[number].tensors[name] for name in floats])
+        torch._foreach_add_(totals, wide, alpha=share)
+    means = {name: (total / sum(shares)).to(first[name].dtype) for name, total in zip(floats, totals, strict=True)}
+    counts = {
+        name: torch.stack([messages[number].tensors[name] for number in order]).amax(0)
+        for name in first
+        if name not in means
+    }
+    return {name: means[name] if name in means else counts[name] for name in first}
 
 
 def payload_bytes(tensors: Tensors) -> int:

@@ -1,6 +1,6 @@
 """The networks that clients train, by name, with an initialisation of their own seed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -178,3 +178,38 @@ def build(name: str, input_shape: Shape, num_classes: int, seed: int) -> nn.Modu
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every accelerator too, for 3 ms a model
         return ARCHITECTURES[name](input_shape, num_classes)
+
+
+# What a module has from nn.Module itself, hooks and all: its own in every copy.
+_MODULE_STATE = frozenset(vars(nn.Module()))
+
+
+def filled(prototype: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A model built as the prototype is, with copies of these tensors as its state and no hooks.
+
+    What copy.deepcopy and load_state_dict give, in a tenth of their time. Raises ValueError unless names and shapes are
+    those of the prototype's state.
+    """
+    own = {name: tensor.shape for name, tensor in prototype.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise ValueError(
+            "filled: the tensors must be a state of this model, by names and shapes; was it another architecture?"
+        )
+
+    def copy(module: nn.Module, prefix: str) -> nn.Module:
+        new = module.__class__.__new__(module.__class__)
+        nn.Module.__init__(new)
+        new.__dict__.update({name: value for name, value in vars(module).items() if name not in _MODULE_STATE})
+        new.training = module.training
+        for name, parameter in module._parameters.items():
+            value = None if parameter is None else tensors[prefix + name].detach().clone()
+            new._parameters[name] = (
+                None if value is None or parameter is None else nn.Parameter(value, parameter.requires_grad)
+            )
+        for name in module._buffers:
+            new._buffers[name] = tensors[prefix + name].detach().clone()
+        for name, child in module._modules.items():
+            new._modules[name] = None if child is None else copy(child, f"{prefix}{name}.")
+        return new
+
+    return copy(prototype, "")

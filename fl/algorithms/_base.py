@@ -2,8 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from fl import models
@@ -111,6 +113,24 @@ def global_model(job: Job, size: int = 1) -> nn.Module:
     """The global model as it is before the first round; of a stack, one for each of its members."""
     model = models.build(job.architecture, job.input_shape, job.num_classes, derive_seed(job.seed, "global"))
     return widen_(model, size)
+
+
+def received_model(job: Job, client: Client, tensors: Tensors) -> nn.Module:
+    """A global model of the client's own, or of a stack's, with these tensors as its state."""
+    like = global_form(job.architecture, job.input_shape, job.num_classes, client.size, torch.get_default_dtype())
+    return models.filled(like, tensors)
+
+
+def untrained_buffers(job: Job, client: Client) -> Tensors:
+    """Those of a global model before its first batch."""
+    like = global_form(job.architecture, job.input_shape, job.num_classes, client.size, torch.get_default_dtype())
+    return dict(like.named_buffers())
+
+
+@lru_cache(maxsize=64)
+def global_form(architecture: str, shape: models.Shape, num_classes: int, size: int, _: torch.dtype) -> nn.Module:
+    """Building a small model takes longer than a training step: it is done once, and no one trains the result."""
+    return widen_(models.build(architecture, shape, num_classes, seed=0), size)
 
 
 def load_model(model: nn.Module, tensors: Tensors) -> nn.Module:

@@ -21,8 +21,11 @@ from fl.algorithms._base import (
     global_model,
     late_round,
     load_model,
+    received_model,
+    untrained_buffers,
 )
 from fl.algorithms._personal import FloatSGD, Optimizer, quantize_client_
+from fl.algorithms._sgd import LocalSGD
 from fl.core import Bits, Client, ClientState, Job, Message, Update, aggregate, training_batches
 from fl.losses import cross_entropy, mean_losses, total_loss
 from fl.stack import form
@@ -143,8 +146,8 @@ class Global(Algorithm):
         return {name: tensors[name] for name, _ in model.named_parameters()}
 
     def _receive(self, job: Job, client: Client, state: ClientState, broadcast: Tensors) -> nn.Module:
-        model = global_model(job, client.size)
-        return load_model(model, {**model.state_dict(), **state.tensors, **broadcast})
+        buffers = untrained_buffers(job, client)  # where they do not travel, and the client has none yet
+        return received_model(job, client, {**buffers, **state.tensors, **broadcast})
 
     def _quantized(self, model: nn.Module, client: Client, init: str) -> nn.Module:
         if self.quantize:
@@ -181,17 +184,15 @@ def recalibrate_batch_norms_(model: nn.Module, client: Client, batch_size: int) 
 
 def sgd_steps(model: nn.Module, rate: float, momentum: float, batches: Batches, pulled: float = 0.0) -> list[Tensor]:
     """Local SGD on f(w) + (pulled / 2) |w - w at the start|^2, momentum from zero; the losses f(w), detached."""
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=momentum)
-    start = [parameter.detach().clone() for parameter in model.parameters()] if pulled else []
+    optimizer = LocalSGD(model, rate, momentum)
+    start = [parameter.detach().clone() for parameter in optimizer.parameters] if pulled else []
     losses = []
     for x, y in batches:
-        optimizer.zero_grad()
         loss = cross_entropy(model(x), y)
-        total_loss(loss).backward()
-        with torch.no_grad():
-            for parameter, before in zip(model.parameters(), start, strict=False):
-                assert parameter.grad is not None
-                parameter.grad.add_(parameter - before, alpha=pulled)
-        optimizer.step()
+        gradients = optimizer.gradients(total_loss(loss))
+        if pulled:
+            with torch.no_grad():
+                torch._foreach_add_(gradients, torch._foreach_sub(optimizer.parameters, start), alpha=pulled)
+        optimizer.step(gradients)
         losses.append(loss.detach())
     return losses

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -19,9 +20,8 @@ from fl.algorithms._base import (
     check_share,
     copy_tensors,
     late_round,
-    load_model,
 )
-from fl.core import Bits, Client, ClientState, Job, Update, training_batches
+from fl.core import Bits, Client, ClientState, Groups, Job, Update, training_batches
 from fl.losses import mean_losses, total_loss
 from fl.seeds import derive_seed
 from fl.stack import widen_
@@ -95,11 +95,26 @@ def quantize_client_(model: nn.Module, client: Client, init: str, layers: str = 
 
     layers: "all", or "inner", which leaves the first convolution and the last linear layer in float, as in the paper.
     """
-    if client.bits == "float":
+    _quantize_(model, client.bits, client.groups, init, layers)
+
+
+def _quantize_(model: nn.Module, bits: Bits, groups: Groups, init: str, layers: str) -> None:
+    if bits == "float":
         return
-    size: dict[str, Any] = {"levels": 3} if client.bits == "ternary" else {"bits": client.bits}
+    size: dict[str, Any] = {"levels": 3} if bits == "ternary" else {"bits": bits}
     rule = (lambda *_: True) if layers == "all" else None
-    qk.quantize_(model, **size, groups=client.groups, init=init, rule=rule)
+    qk.quantize_(model, **size, groups=groups, init=init, rule=rule)
+
+
+@lru_cache(maxsize=64)
+def _form(
+    task: tuple[models.Shape, int], device: tuple[str, Bits, Groups], layers: str, size: int, _: torch.dtype
+) -> nn.Module:
+    """A device's model, to be filled with a state: building and quantizing it takes as long as two training steps."""
+    architecture, bits, groups = device
+    model = models.build(architecture, *task, seed=0)
+    _quantize_(model, bits, groups, "linspace", layers)
+    return widen_(model, size)
 
 
 @torch.no_grad()
@@ -190,10 +205,12 @@ class Personal(Algorithm):
         seed = derive_seed(job.seed, "global") if self.from_global else derive_seed(job.seed, "model", client.id)
         model = models.build(client.architecture, job.input_shape, job.num_classes, seed)
         quantize_client_(model, client, init, self.layers)
-        return widen_(model, client.size)
+        return model
 
     def _new_optimizer(self, job: Job, client: Client, model: nn.Module) -> Optimizer:
-        inner = torch.optim.SGD(model.parameters(), self.rate, momentum=self.momentum)
+        inner = torch.optim.SGD(
+            model.parameters(), self.rate, momentum=self.momentum, foreach=True
+        )  # the same bits, sooner
         total_steps = job.rounds * self.steps(job, client.bits, False)
         freeze_at = late_round(job, self.freeze_at) / job.rounds
         if client.bits == "float":
@@ -216,8 +233,9 @@ class Personal(Algorithm):
         return model, optimizer
 
     def _restore_model(self, job: Job, client: Client, state: ClientState) -> nn.Module:
-        model = self._new_model(job, client, init="linspace")  # the cheapest: centers come from the state
-        return load_model(model, {name[len("model.") :]: state.tensors[name] for name in state.scalars["model"]})
+        task, device = (job.input_shape, job.num_classes), (client.architecture, client.bits, client.groups)
+        like = _form(task, device, self.layers, client.size, torch.get_default_dtype())
+        return models.filled(like, {name[len("model.") :]: state.tensors[name] for name in state.scalars["model"]})
 
     def _capture(self, model: nn.Module, optimizer: Optimizer, last_round: int) -> ClientState:
         weights = {f"model.{name}": tensor for name, tensor in copy_tensors(model).items()}

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fl.algorithms._base import (
@@ -23,10 +22,11 @@ from fl.algorithms._base import (
     copy_tensors,
     global_model,
     late_round,
-    load_model,
+    received_model,
 )
 from fl.algorithms._personal import Optimizer, Personal
 from fl.algorithms._pull import pull
+from fl.algorithms._sgd import LocalSGD
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
 from fl.losses import cross_entropy, total_loss
 from fl.storage import Tensors
@@ -58,14 +58,13 @@ class Ditto(Personal):
         return copy_tensors(global_model(job))
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
-        shared = load_model(global_model(job, client.size), broadcast).train()
+        shared = received_model(job, client, broadcast).train()
         rate = self.rate * (FINETUNE_SHARE if round_index >= late_round(job, self.freeze_at) else 1.0)
-        shared_optimizer = torch.optim.SGD(shared.parameters(), rate, momentum=self.momentum)
+        shared_optimizer = LocalSGD(shared, rate, self.momentum)
 
         def take_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
-            shared_optimizer.zero_grad()
-            total_loss(cross_entropy(shared(x), y)).backward()
-            shared_optimizer.step()
+            shared_loss = total_loss(cross_entropy(shared(x), y))
+            shared_optimizer.step(shared_optimizer.gradients(shared_loss))
             return optimizer.step(
                 lambda: cross_entropy(model(x), y) + pull(model, broadcast, self.coupling, client.size)
             )

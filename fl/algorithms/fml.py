@@ -27,9 +27,10 @@ from fl.algorithms._base import (
     copy_tensors,
     global_model,
     late_round,
-    load_model,
+    received_model,
 )
 from fl.algorithms._personal import Optimizer, Personal
+from fl.algorithms._sgd import LocalSGD
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
 from fl.losses import cross_entropy, distillation, total_loss
 from fl.storage import Tensors
@@ -61,9 +62,9 @@ class FML(Personal):
         return copy_tensors(global_model(job))
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
-        shared = load_model(global_model(job, client.size), broadcast).train()
+        shared = received_model(job, client, broadcast).train()
         rate = self.rate * (FINETUNE_SHARE if round_index >= late_round(job, self.freeze_at) else 1.0)
-        shared_optimizer = torch.optim.SGD(shared.parameters(), rate, momentum=self.momentum)
+        shared_optimizer = LocalSGD(shared, rate, self.momentum)
 
         def take_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
             shared_logits = shared(x)
@@ -76,9 +77,8 @@ class FML(Personal):
                 return self._mixed(logits, y, [target], self.distill)
 
             loss = optimizer.step(personal_loss)
-            shared_optimizer.zero_grad()
-            total_loss(self._mixed(shared_logits, y, own, self.global_distill)).backward()
-            shared_optimizer.step()
+            shared_loss = total_loss(self._mixed(shared_logits, y, own, self.global_distill))
+            shared_optimizer.step(shared_optimizer.gradients(shared_loss))
             return loss
 
         update = self.train(job, client, state, round_index, take_step)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fl.algorithms._base import check_choice, check_momentum, check_positive
 from fl.algorithms._global import Batches, Global
+from fl.algorithms._sgd import LocalSGD
 from fl.losses import cross_entropy, total_loss
 
 HESSIANS = ("none", "difference")
@@ -55,8 +56,8 @@ class PerFedAvg(Global):
         return 2 if self.hessian == "none" else 4
 
     def train(self, model: nn.Module, rate: float, batches: Batches) -> list[Tensor]:
-        parameters = list(model.parameters())
-        optimizer = torch.optim.SGD(parameters, rate, momentum=self.momentum)
+        optimizer = LocalSGD(model, rate, self.momentum)
+        parameters = optimizer.parameters
         alpha = self.rate if self.adapt_rate is None else self.adapt_rate
         losses = []
 
@@ -65,7 +66,7 @@ class PerFedAvg(Global):
                 for parameter, value in zip(parameters, at, strict=True):
                     parameter.copy_(value)
             loss = cross_entropy(model(x), y)
-            return list(torch.autograd.grad(total_loss(loss), parameters)), loss.detach()
+            return optimizer.gradients(total_loss(loss)), loss.detach()
 
         for x, y in batches:
             w = [parameter.detach().clone() for parameter in parameters]
@@ -77,10 +78,9 @@ class PerFedAvg(Global):
                 below, _ = gradient(_moved(w, step, -self.delta), *third)
                 step = _moved(_moved(step, above, -alpha / (2 * self.delta)), below, alpha / (2 * self.delta))
             with torch.no_grad():
-                for parameter, value, direction in zip(parameters, w, step, strict=True):
+                for parameter, value in zip(parameters, w, strict=True):
                     parameter.copy_(value)
-                    parameter.grad = direction
-            optimizer.step()
+            optimizer.step(step)
             losses.append(loss)
         return losses
 

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fl.algorithms._base import (
@@ -27,9 +26,10 @@ from fl.algorithms._base import (
     check_share,
     copy_tensors,
     global_model,
-    load_model,
+    received_model,
 )
 from fl.algorithms._personal import Optimizer, Personal
+from fl.algorithms._sgd import LocalSGD
 from fl.core import Client, ClientState, Job, Message, Update, aggregate
 from fl.losses import cross_entropy, distillation
 from fl.storage import Tensors
@@ -67,26 +67,22 @@ class QuPeD(Personal):
         return copy_tensors(global_model(job))
 
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
-        teacher = load_model(global_model(job, client.size), broadcast).train()
+        teacher = received_model(job, client, broadcast).train()
         rate = 2 * self.rate if self.global_rate is None else self.global_rate
-        teacher_optimizer = torch.optim.SGD(teacher.parameters(), rate, momentum=self.momentum)
+        teacher_optimizer = LocalSGD(teacher, rate, self.momentum)
 
         def take_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
             teacher_logits = teacher(x)
-            target = teacher_logits.detach()
-            students: list[Tensor] = []
+            # The personal model's evaluations leave here the gradients of their lambda_p terms: what w learns from.
+            target = teacher_logits.detach().requires_grad_()
 
             def personal_loss() -> Tensor:
                 logits = model(x)
-                students.append(logits.detach())
                 distance = self._distance(logits, target)
                 return (1 - self.distill) * cross_entropy(logits, y) + self.distill * distance
 
             loss = optimizer.step(personal_loss)
-            teacher_optimizer.zero_grad()
-            distances = [self._distance(logits, teacher_logits) for logits in students]
-            (self.distill * torch.stack(distances).sum()).backward()
-            teacher_optimizer.step()
+            teacher_optimizer.step(teacher_optimizer.gradients(teacher_logits, target.grad))
             return loss
 
         update = self.train(job, client, state, round_index, take_step)
