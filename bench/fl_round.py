@@ -24,9 +24,7 @@ from fl.checkpoint import Checkpoint, Snapshot
 from fl.core import Bits, training_batches
 from fl.data import ClientData, Part
 from fl.engines import loop
-from fl.engines.pool import cores, open_pool
-from fl.engines.serial import Serial
-from fl.engines.work import Workplace
+from fl.engines.pool import cores
 from fl.storage import Tensors
 
 from . import machine
@@ -75,26 +73,19 @@ def _federation(name: str, algorithm: Algorithm, bits: Bits, count: int, threads
 
 
 @contextmanager
-def _engine_round(
-    run: Federation, clock: Clock, workers: int | None = None
-) -> Iterator[tuple[Callable[[], None], list[Snapshot]]]:
+def _engine_round(run: Federation, clock: Clock) -> Iterator[tuple[Callable[[], None], list[Snapshot]]]:
     """A function that plays the next round and writes its checkpoint, as a run does; and the snapshots it has made.
 
-    workers: of a pool; None: the serial engine, whose clients' training and scores add up in the clock.
+    Clients' training and scores add up in the clock where they are taken in this process.
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-fl-")))
         checkpoint = Checkpoint(directory, run._description())
         checkpoint.start(run.threads)
-        if workers is None:
-            engine: loop.Engine = Serial(
-                Workplace(run.job, _timed(run.algorithm, clock), dict(enumerate(run.clients)), directory)
-            )
+        timed = replace(run, algorithm=_timed(run.algorithm, clock)) if run.engine != "pool" else run
+        engine = stack.enter_context(timed._opener(directory)(run.threads))
+        if run.engine != "pool":
             engine.score = _adding(engine.score, clock, "scores")  # type: ignore[method-assign]
-        else:
-            engine = stack.enter_context(
-                open_pool(run.job, run.algorithm, run.clients, directory, run.threads, workers)
-            )
         count = len(run.clients)
         done = [loop._first_snapshot(run.job, run.algorithm, count, engine)]
 
@@ -107,7 +98,8 @@ def _engine_round(
 
 def _timed(algorithm: Algorithm, clock: Clock) -> Algorithm:
     copy = replace(algorithm)  # type: ignore[type-var]
-    object.__setattr__(copy, "client_step", _adding(algorithm.client_step, clock, "training"))
+    for name in ("client_step", "stack_step"):
+        object.__setattr__(copy, name, _adding(getattr(algorithm, name), clock, "training"))
     return copy
 
 
@@ -169,13 +161,14 @@ def measure(name: str, levels: int, *, rounds: int, threads: int, count: int) ->
         quped = algorithms.QuPeD(local_steps=STEPS, batch_size=BATCH, freeze_at=1.0, variant=variant)
         runs[f"QuPeD {variant}"] = _federation(name, quped, bits, count, threads)
     plain = PlainLoop(runs["FedAvg"], fedavg)
+    for key in ("FedAvg", "QuPeD simultaneous"):
+        runs[f"stacked {key}"] = replace(runs[key], engine="stacked")
+    if cores() > 1:
+        runs[f"pool {cores()}"] = replace(runs["FedAvg"], engine="pool", workers=cores())
     samples: dict[str, list[float]] = {}
     with ExitStack() as stack:
         clocks = {key: Clock() for key in runs}
         plays = {key: stack.enter_context(_engine_round(run, clocks[key])) for key, run in runs.items()}
-        if cores() > 1:
-            pooled = stack.enter_context(_engine_round(runs["FedAvg"], Clock(), cores()))
-            plays[f"pool {cores()}"], clocks[f"pool {cores()}"] = pooled, Clock()
         for turn in range(rounds + 1):
             started = time.perf_counter()
             plain()
@@ -190,7 +183,7 @@ def measure(name: str, levels: int, *, rounds: int, threads: int, count: int) ->
                 if clock.training:
                     _note(samples, f"{key}: scores", clock.scores, turn)
                     _note(samples, f"{key}: engine", total - clock.training - clock.scores, turn)
-                if key == "FedAvg" and turn == 0:
+                if key in ("FedAvg", "stacked FedAvg") and turn == 0:
                     plain.check(done[-1].server)
     parameters = sum(p.numel() for p in models.build(*TITLES[name], 10, 0).parameters())
     return Row(
@@ -221,23 +214,23 @@ def rows(
 
 
 class _Every(dict[Any, Any]):
-    """The same target for every case."""
+    """The same target for every case, or for those of one network."""
 
-    def __init__(self, target: Any) -> None:
+    def __init__(self, target: Any, name: str = "") -> None:
         super().__init__()
-        self._target = target
+        self._target, self._name = target, name
 
     def get(self, key: Any, default: Any = None) -> Any:
-        return self._target
+        return self._target if key[0].startswith(self._name) else default
 
 
 TABLES = [
     Table(
         "A federated round",
         "plain loop: FedAvg on one resident model with foreach ops, no files, no scores. FedAvg, QuPeD: the serial engine's "
-        "round, with scores and checkpoint. engine: a round less its clients' training and less scores; scores: every "
-        "client's test and validation accuracy under the new global model, which the plain loop does not take. In brackets "
-        "the targets.",
+        "round, with scores and checkpoint; simultaneous, alternating, hard: QuPeD's. stacked: all clients as one stack. engine: "
+        "a round less its clients' training and less scores; scores: every client's test and validation accuracy under the new "
+        "global model, which the plain loop does not take. In brackets the targets.",
         [
             Column("plain loop", "plain loop"),
             Column("FedAvg", "FedAvg"),
@@ -253,6 +246,8 @@ TABLES = [
             ),
             Column("QuPeD scores", "QuPeD simultaneous: scores", "QuPeD simultaneous", percent=True),
             Column("pool 2 / FedAvg", "pool 2", "FedAvg"),
+            Column("stacked / plain", "stacked FedAvg", "plain loop", _Every(at_most(1 / 3)[0], "MLP")),
+            Column("stacked QuPeD / QuPeD", "stacked QuPeD simultaneous", "QuPeD simultaneous"),
             Column("simultaneous / FedAvg", "QuPeD simultaneous", "FedAvg"),
             Column("alternating / FedAvg", "QuPeD alternating", "FedAvg", _Every(at_most(4.3)[0])),
             Column("hard / FedAvg", "QuPeD hard", "FedAvg", _Every(at_most(3.2)[0])),
