@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # bench/gpu.sh [quick|full] [--out DIR]: prove the GPU kernels right on this machine's GPU, then measure them.
 #
-# Needs a python3 with torch, triton, pytest and hypothesis (PYTHON names another one), and no network. Everything is built
-# and run in a scratch folder; DIR (default bench/results) gets gpu-<name>-<date>.json, a Markdown table and the test log.
-# A part that fails is noted and the rest goes on; the list comes last. quick takes at most 4 minutes, full 9.
+# Needs a python3 with torch, triton, numpy, pytest and hypothesis (PYTHON names another one), for the CUDA kernels nvcc, cmake and
+# pybind11, and no network. Everything is built and run in a scratch folder; DIR (default bench/results) gets
+# gpu-<name>-<date>.json, .jsonl and .md and what the tests and builds said: at most eight files. A part that fails, hangs or dies
+# is noted and the rest goes on; the list comes last. quick takes at most 4 minutes, full 9.
 # Status: 0 all held, 1 something failed, 2 wrong use, 3 no GPU to run on.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,7 +24,7 @@ command -v "$python" > /dev/null || { echo "gpu.sh: $python was not found; name 
 reason=$("$python" - <<'PY'
 import importlib.util as found
 
-missing = [name for name in ("torch", "triton", "pytest", "hypothesis", "safetensors", "numpy") if found.find_spec(name) is None]
+missing = [name for name in ("torch", "triton", "pytest", "hypothesis", "numpy") if found.find_spec(name) is None]
 if missing:
     print(f"this Python lacks {', '.join(missing)}")
 else:
@@ -41,7 +42,7 @@ fi
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/qupedkern-gpu.XXXXXX") || exit 2
 trap 'rm -rf "$scratch"' EXIT
-cp -r "$root"/qupedkern "$root"/fl "$root"/bench "$root"/tests "$root"/csrc "$root"/pyproject.toml "$scratch"/
+cp -r "$root"/{qupedkern,fl,bench,tests,csrc,pyproject.toml,CMakeLists.txt} "$scratch"/ || exit 2
 rm -f "$scratch"/qupedkern/_C_* "$scratch"/qupedkern/_build_info.json # of another machine, perhaps
 export QUPEDKERN_COMMIT=${QUPEDKERN_COMMIT:-$(git -C "$root" describe --always --dirty=+ 2> /dev/null || echo unknown)}
 export TRITON_CACHE_DIR=$scratch/triton PYTHONDONTWRITEBYTECODE=1
