@@ -7,8 +7,8 @@ Client: w_i = w; each local step takes x_i, then c_i on F_i as qk.QuPeD does, th
 w_i <- w_i - eta_3 grad_w of the lambda_p terms, by SGD whose momentum starts from zero each round. The w step reuses
 the student's logits of that very step, so it costs one evaluation; w learns by nothing else and sees no label.
 Server: w <- mean of the drawn clients' w_i, batch-norm buffers included; those of x_i stay with the client.
-Late rounds: from `freeze_at` of them a client's weights stay on their centers, with fixed codes, and the rest is
-fine-tuned. A client that is not drawn in these rounds is fine-tuned once at the end, for the budget of one round.
+Late rounds: from `freeze_at` of them a client's weights stay on their centers, with fixed codes, the rest is fine-tuned,
+and w's rate is a tenth, as everyone's. A client that is not drawn in these rounds is fine-tuned once at the end, for the budget of one round.
 Travels: w down and w_i up, float32. x_i, c_i and the data never leave the client.
 Evaluations a local step: those of Local (2 or 3; 1 once frozen and in float) and 1 of the teacher.
 Ozkara et al. 2021, arXiv:2107.13892.
@@ -21,11 +21,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fl.algorithms._base import (
+    FINETUNE_SHARE,
     check_choice,
     check_positive,
     check_share,
     copy_tensors,
     global_model,
+    late_round,
     received_model,
 )
 from fl.algorithms._personal import Optimizer, Personal
@@ -69,6 +71,7 @@ class QuPeD(Personal):
     def client_step(self, job: Job, client: Client, state: ClientState, broadcast: Tensors, round_index: int) -> Update:
         teacher = received_model(job, client, broadcast).train()
         rate = 2 * self.rate if self.global_rate is None else self.global_rate
+        rate *= FINETUNE_SHARE if round_index >= late_round(job, self.freeze_at) else 1.0
         teacher_optimizer = LocalSGD(teacher, rate, self.momentum)
 
         def take_step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:

@@ -346,3 +346,28 @@ def test_an_algorithm_that_compares_weights_refuses_other_architectures(algorith
     with pytest.raises(ValueError, match=sentence) as caught:
         algorithm.check(JOB, [client(0), client(1, 2, "resnet8")])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"),
+    [
+        (algorithms.FedAvg, "decay_at"),
+        (algorithms.FedProx, "decay_at"),
+        (algorithms.PerFedAvg, "decay_at"),
+        (algorithms.FML, "freeze_at"),
+        (algorithms.Ditto, "freeze_at"),
+        (algorithms.QuPeD, "freeze_at"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_in_the_last_rounds_w_learns_at_a_tenth_of_the_rate(kind: type, share: str) -> None:
+    moves = []
+    for at in (1.0, 0.8):  # round 9 of 10 is one of the last with 0.8
+        algorithm = kind(rate=RATE, local_steps=1, batch_size=BATCH, **{share: at})
+        server = algorithm.start_server(JOB)
+        one = client(0)
+        message = algorithm.client_step(JOB, one, algorithm.start_client(JOB, one), server, 9).message
+        assert message is not None
+        moves.append(minus(message.tensors, server))
+    assert max(float(move.abs().max()) for move in moves[0].values()) > 1e-4
+    assert_close(moves[1], {name: 0.1 * move for name, move in moves[0].items()})
