@@ -14,6 +14,8 @@ from fl.result import scored
 from fl.storage import write_atomic
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#525252", "#92400e")
+DASHES = ("-", "--", ":")  # for the first, second and third time that a color is used
+FEW = 8  # groups whose names fit into a figure
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
 
@@ -97,17 +99,22 @@ def _over(groups: Sequence[Group], along: Callable[[Sequence[dict[str, Any]]], l
             shown = scored(group.runs[0].records[:length])
             places = np.mean([along(run.records[:length]) for run in group.runs], axis=0)[shown]
             means = 100 * np.array([[run.records[k]["accuracy_mean"] for k in shown] for run in group.runs])
-            color, middle = COLORS[k % len(COLORS)], means.mean(axis=0)
+            middle = means.mean(axis=0)
+            color, dashes = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
             if along is _bytes and places[-1] == 0:  # nothing travels: a level to compare with
                 axes.axhline(middle[-1], color=color, linewidth=1.2, linestyle="--", label=group.label)
                 continue
-            axes.plot(places, middle, color=color, linewidth=1.8, label=group.label)
+            marker = "o" if len(shown) == 1 else None
+            axes.plot(places, middle, dashes, color=color, linewidth=1.8, marker=marker, label=group.label)
             if len(group.runs) > 1:
                 sd = means.std(axis=0, ddof=1)
                 axes.fill_between(places, middle - sd, middle + sd, color=color, alpha=0.15, linewidth=0)
         axes.set(xlabel="round" if along is _rounds else "MiB, down and up", ylabel="test accuracy, %", ylim=(0, 101))
         axes.set_xlim(left=0)
-        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        if len(groups) <= FEW:
+            axes.legend(loc="lower right", frameon=False, fontsize=9)
+        else:
+            axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
 
     return _svg(draw)
 
@@ -122,8 +129,13 @@ def _by_client(groups: Sequence[Group]) -> str:
             )
             axes.plot([k - 0.36, k + 0.36], [values.mean()] * 2, color="0.15", linewidth=2)
         names = [group.label for group in groups]
-        crowded = len(names) > 5 or max(map(len, names)) > 14
-        axes.set_xticks(range(len(groups)), names, rotation=20 if crowded else 0, ha="right" if crowded else "center")
+        if len(names) > FEW:
+            axes.set_xticks(range(len(groups)), names, rotation=55, ha="right", rotation_mode="anchor", fontsize=7)
+        else:
+            crowded = len(names) > 5 or max(map(len, names)) > 14
+            axes.set_xticks(
+                range(len(groups)), names, rotation=20 if crowded else 0, ha="right" if crowded else "center"
+            )
         axes.set(ylabel="test accuracy, %", xlim=(-0.6, len(groups) - 0.4))
         axes.set_ylim(top=101)
 
@@ -137,7 +149,8 @@ def _by_size(groups: Sequence[Group]) -> str:
             if row["model"] is not None and row["finished"]:
                 color, place = COLORS[k % len(COLORS)], (row["model"], row["mean"])
                 axes.errorbar(*place, yerr=row["sd_seeds"], fmt="o", color=color, markersize=8, capsize=3)
-                axes.annotate(group.label, place, xytext=(8, 6), textcoords="offset points", fontsize=9, color=color)
+                style: dict[str, Any] = {"fontsize": 9 if len(groups) <= FEW else 6.5, "color": color}
+                axes.annotate(group.label, place, xytext=(8, 6), textcoords="offset points", **style)
         axes.set(xlabel="model file, KiB", ylabel="test accuracy, %")
         axes.margins(x=0.25, y=0.2)
         axes.set_xlim(left=0)

@@ -8,7 +8,8 @@ w_i <- w_i - eta_3 grad_w of the lambda_p terms, by SGD whose momentum starts fr
 the student's logits of that very step, so it costs one evaluation; w learns by nothing else and sees no label.
 Server: w <- mean of the drawn clients' w_i, batch-norm buffers included; those of x_i stay with the client.
 Late rounds: from `freeze_at` of them a client's weights stay on their centers, with fixed codes, the rest is fine-tuned,
-and w's rate is a tenth, as everyone's. A client that is not drawn in these rounds is fine-tuned once at the end, for the budget of one round.
+and w's rate is a tenth, as everyone's. A client that is not drawn in these rounds is fine-tuned once at the end, for the
+budget of one round.
 Travels: w down and w_i up, float32. x_i, c_i and the data never leave the client.
 Evaluations a local step: those of Local (2 or 3; 1 once frozen and in float) and 1 of the teacher.
 Ozkara et al. 2021, arXiv:2107.13892.

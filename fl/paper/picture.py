@@ -9,7 +9,7 @@ import numpy as np
 from fl.paper.rows import Json
 from fl.paper.study import COLUMNS, Study
 
-STYLES = {"rounds": ("C0", "equal rounds", -0.14), "evaluations": ("C1", "equal gradient evaluations", 0.14)}
+STYLES = {"rounds": ("C0", "equal rounds"), "evaluations": ("C1", "equal gradient evaluations")}
 
 
 def draw(study: Study, rows: Sequence[Json], path: Path) -> None:
@@ -24,20 +24,22 @@ def draw(study: Study, rows: Sequence[Json], path: Path) -> None:
     figure = Figure(figsize=(10, 1.3 + 0.28 * len(order)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     accuracy, ahead = figure.subplots(1, 2, sharey=True)
-    for column in COLUMNS:
+    shown = [column for column in COLUMNS if any(row["column"] == column for row in ran)]
+    for number, column in enumerate(shown):
         mine = [row for row in ran if row["column"] == column]
-        if mine:
-            _draw_column(accuracy, ahead, mine, places, *STYLES[column])
+        shift = 0.28 * (number - 0.5 * (len(shown) - 1))
+        _draw_column(accuracy, ahead, mine, places, *STYLES[column], shift)
     accuracy.set_yticks(range(len(order)), [_name(study, first[name]) for name in order], fontsize=8.5)
     accuracy.set_ylim(-0.6, len(order) - 0.4)
-    accuracy.set_xlabel("test accuracy, %; small: single seeds")
+    accuracy.set_xlabel("test accuracy, %; small dots: single seeds")
     reference = _name(study, first[study.paper.reference]) if study.paper.reference in first else study.paper.reference
     ahead.axvline(0, color="0.3", linewidth=0.9)
-    ahead.set_xlabel(f"points ahead of {reference}, by client; bar: ± one standard error")
+    ahead.set_xlabel(f"points ahead of {reference}; bar: ± standard error")
     for axes in (accuracy, ahead):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    accuracy.legend(loc="upper left", frameon=False, fontsize=8.5)
+    if len(shown) > 1:
+        accuracy.legend(loc="upper left", frameon=False, fontsize=8.5)
     figure.suptitle(study.paper.title, x=0.01, ha="left", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -55,21 +55,29 @@ def groups(study: Study, directory: Path, column: str = "rounds") -> list[Group]
     for method in study.methods:
         cells = study.cells(only=[method.name], column=column)
         for line, steps in method.lines:
-            runs = [run for cell in cells if (run := _run(directory / cell.path, line, steps)) is not None]
+            runs = [run for cell in cells if (run := _run(cell, line, steps, directory)) is not None]
             if runs:
                 found.append((line != study.paper.reference, Group(method.label_of(steps), runs)))
     return [group for _, group in sorted(found, key=lambda pair: pair[0])]
 
 
-def _run(path: Path, line: str, steps: int | None) -> Run | None:
-    """A cell's run; where its clients have adapted once more, with what they shipped then. None: no round is done."""
+def _run(cell: Cell, line: str, steps: int | None, directory: Path) -> Run | None:
+    """A cell's run as a line shows it; None where there is nothing to show yet."""
+    path = directory / cell.path
     if not (path / "run.json").is_file():
         return None
     run = read_run(path)
-    again = read_json(path.with_name(line) / "summary.json") if steps is not None else None
-    if again is not None:
-        run = replace(run, clients=[row_from_json(row) for row in again["clients"]], seconds=again["seconds"])
-    return run if run.records else None
+    if not run.records or steps in (None, *cell.method.adapt[:1]):
+        return run if run.records else None
+    again = read_json(path.with_name(line) / "summary.json")
+    if again is None:
+        return None
+    # the run's own clients made other steps: of this line's accuracies the last alone are known
+    last = {**run.records[-1], "accuracy_mean": again["accuracy_mean"], "accuracy_worst": again["accuracy_worst"]}
+    records = [*({**record, "scored": False} for record in run.records[:-1]), last]
+    return replace(
+        run, records=records, clients=[row_from_json(row) for row in again["clients"]], seconds=again["seconds"]
+    )
 
 
 def with_differences(rows: Sequence[Json], reference: str) -> list[Json]:

@@ -157,7 +157,7 @@ def test_a0_is_the_set_up_of_its_acceptance() -> None:
     assert [device[:2] for device in cells["quped-mixed-float-2"].equipment] == [("cnn1", "float")] * 10 + [
         ("cnn2", 2)
     ] * 10
-    assert len(shown.claims) == 13
+    assert len(shown.claims) == 14
 
 
 def test_d_mixes_architectures_and_bits() -> None:
