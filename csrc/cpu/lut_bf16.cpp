@@ -15,10 +15,9 @@
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 #include <array>
-#include <cstdlib>
-#include <string>
 #include <utility>
 
+#include "extensions.h"
 #include "lut_dequantize.h"
 #include "lut_nibbles.h"
 #include "lut_tile_loop.h"
@@ -213,13 +212,9 @@ struct PairProducts {
   }
 };
 
-// Read once.
+// Asked once.
 bool has_pair_products() {
-  static const bool has = [] {
-    const char* disabled = std::getenv("QUPEDKERN_DISABLE");
-    return __builtin_cpu_supports("avx512bf16") &&
-           (disabled == nullptr || std::string(disabled).find("avx512_bf16") == std::string::npos);
-  }();
+  static const bool has = __builtin_cpu_supports("avx512bf16") && !is_disabled("avx512_bf16");
   return has;
 }
 

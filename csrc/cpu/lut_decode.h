@@ -16,12 +16,23 @@ namespace qk::cpu {
 
 constexpr int kMaxEntries = 256;
 
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-
+// Zeros come in from above.
 template <int Count>
-QK_HD Ints shift_right(Ints a) {
-  return {_mm512_srli_epi32(a.v, Count)};
+QK_HD Ints shift_right(const Ints& a) {
+  if constexpr (Count == 0) {
+    return a;  // gcc 12 would shift
+  } else {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    return {_mm512_srli_epi32(a.v, Count)};
+#elif defined(__AVX2__) && defined(__FMA__)
+    return {_mm256_srli_epi32(a.low, Count), _mm256_srli_epi32(a.high, Count)};
+#else
+    return each_lane<Ints>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) >> Count); });
+#endif
+  }
 }
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
 
 // Lane l begins at bit `Stride` l of the window.
 template <int Stride>
@@ -93,11 +104,6 @@ struct CodeTable {
 
 #if defined(__AVX2__) && defined(__FMA__)
 
-template <int Count>
-QK_HD Ints shift_right(Ints a) {
-  return {_mm256_srli_epi32(a.low, Count), _mm256_srli_epi32(a.high, Count)};
-}
-
 template <int Bits>
 struct CodeWindow {
   __m256i bytes, shifts;
@@ -133,11 +139,6 @@ struct CodeWindow {
 };
 
 #else
-
-template <int Count>
-QK_HD Ints shift_right(const Ints& a) {
-  return each_lane<Ints>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) >> Count); });
-}
 
 template <int Bits>
 struct CodeWindow {

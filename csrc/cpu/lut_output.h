@@ -80,7 +80,7 @@ int highest_in_stream(const uint8_t* from, int64_t count) {
       Ints words = load_words<Bits>(from);
       for (int j = 0; j < kWordCodes; ++j) {
         most = larger(most, words & splat((1 << Bits) - 1));
-        words = shifted_right<Bits>(words);
+        words = shift_right<Bits>(words);
       }
     }
     alignas(64) int32_t lanes[kVec];

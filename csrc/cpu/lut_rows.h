@@ -152,7 +152,7 @@ class RowsKernel {
       unrolled<kWordCodes>([&](auto j) QK_INLINE {
         Vec weight[Rows];
         unrolled<Rows>([&](auto r) QK_INLINE {
-          weight[r] = tables[r][shifted_right<Bits * j>(words[r])];
+          weight[r] = tables[r][shift_right<Bits * j>(words[r])];
           if constexpr (masked) {
             weight[r] = keep(inside, weight[r]);
           }

@@ -201,7 +201,7 @@ class SumsKernel {
       });
       unrolled<kTablesPerWord>([&](auto j) QK_INLINE {
         Ints index[kGroups];
-        unrolled<kGroups>([&](auto g) QK_INLINE { index[g] = shifted_right<4 * j>(word[g]); });
+        unrolled<kGroups>([&](auto g) QK_INLINE { index[g] = shift_right<4 * j>(word[g]); });
         unrolled<Batch>([&](auto b) QK_INLINE {
           const SixteenSums sixteen(table + b * kColumnFloats + j * kVec);
           unrolled<kGroups>([&](auto g) QK_INLINE {

@@ -5,13 +5,14 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
 
 #include "../math/pack_codes.h"
+#include "extensions.h"
+#include "lut_decode.h"
 #include "lut_regimes.h"
 #include "simd_bits.h"
 
@@ -53,13 +54,9 @@ QK_HD void prefetch(uintptr_t at) {
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__)
-// Whether bytes move across a register in one instruction (AVX512_VBMI); QUPEDKERN_DISABLE, read once, may name it.
+// Whether bytes move across a register in one instruction (AVX512_VBMI); asked once.
 inline bool has_byte_permutation() {
-  static const bool has = [] {
-    const char* disabled = std::getenv("QUPEDKERN_DISABLE");
-    return __builtin_cpu_supports("avx512vbmi") &&
-           (disabled == nullptr || std::strstr(disabled, "avx512_vbmi") == nullptr);
-  }();
+  static const bool has = __builtin_cpu_supports("avx512vbmi") && !is_disabled("avx512_vbmi");
   return has;
 }
 #else
@@ -123,21 +120,6 @@ Ints load_some_words(const uint8_t* from, int64_t bytes) {
   uint8_t whole[kVec * Bits] = {};
   std::memcpy(whole, from, static_cast<size_t>(bytes));
   return load_words<Bits>(whole);
-}
-
-template <int Count>
-QK_HD Ints shifted_right(const Ints& a) {
-  if constexpr (Count == 0) {
-    return a;
-  } else {
-#if defined(__AVX512F__) && defined(__AVX512BW__)
-    return {_mm512_srli_epi32(a.v, Count)};
-#elif defined(__AVX2__) && defined(__FMA__)
-    return {_mm256_srli_epi32(a.low, Count), _mm256_srli_epi32(a.high, Count)};
-#else
-    return each_lane<Ints>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) >> Count); });
-#endif
-  }
 }
 
 // The value of the lowest four bits of every lane.
