@@ -17,6 +17,8 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
   module.def("supported_instruction_sets", &cpu::supported_instruction_sets,
              "Those this processor and system run, widest last.");
 
+  module.def("read_tensors", &read_tensors,
+             "Let kernels take tensors of this type as they are; False where they cannot.");
   module.def("set_batch_invariant", &cpu::set_batch_invariant,
              "Pin lut_linear to the one regime that sums alike for every batch.");
 
@@ -50,7 +52,7 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
          {{"grad", any}, {"x", any}, {"centers", f32}, {"grad_x", any}, {"grad_centers", f32}});
   kernel(module, "init_centers", &cpu::init_centers, {{"x", any}, {"weights", any}, {"centers", f32}});
   kernel(module, "lut_linear", &cpu::lut_linear,
-         {{"x", any}, {"packed", u8}, {"centers", f32}, {"bias", f32}, {"out", any}});
+         {{"x", any}, {"packed", u8}, {"centers", any}, {"bias", any}, {"out", any}});
   kernel(module, "pack_codes", &cpu::pack_codes, {{"codes", u8}, {"packed", u8}});
   kernel(module, "packed_embedding", &cpu::packed_embedding,
          {{"indices", i64}, {"packed", u8}, {"centers", any}, {"out", any}});

@@ -1,7 +1,7 @@
-// What the modules of native kernels share: (data_ptr, sizes, dtype code) -> TensorView, a list of these ->
-// std::vector, None -> std::nullopt; and the line of a kernel, with the dtypes it takes. Only bindings.cpp files
-// include this.
+// What the modules of native kernels share: a tensor -> TensorView, a list of these -> std::vector, None ->
+// std::nullopt; and the line of a kernel, with the dtypes it takes. Only bindings.cpp files include this.
 //
+// A tensor is (data_ptr, sizes, dtype code) or, where read_tensors has been given its type, itself.
 // module.<op>(context, *arguments in schema order, *outputs) runs without the GIL. module.KERNELS maps each op to its
 // tensor arguments, outputs last, as (name, dtype codes); the backend makes its refusals from that.
 #pragma once
@@ -18,17 +18,58 @@
 #include <vector>
 
 #include "check.h"
+#include "dlpack.h"
 #include "tensor_view.h"
 
 namespace py = pybind11;
+
+namespace {
+
+// The type whose objects are read by DLPack's C exchange, and how; null until read_tensors.
+PyTypeObject* tensor_type = nullptr;
+int (*view_of_object)(void*, qk::dlpack::Tensor*) = nullptr;
+
+// Lets kernels take CPU tensors of this type as they are, which costs a fifth of describing each in a tuple. False
+// where the type has no such exchange (torch before 2.10).
+[[maybe_unused]] bool read_tensors(const py::type& type) {
+  const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_CheckExact(capsule.ptr())) {
+    return false;
+  }
+  const auto* api =
+      static_cast<const qk::dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (api == nullptr) {
+    throw py::error_already_set();
+  }
+  while (api != nullptr && api->major_version != qk::dlpack::kMajorVersion) {
+    api = api->previous;
+  }
+  if (api == nullptr || api->view_of_object == nullptr) {
+    return false;
+  }
+  view_of_object = api->view_of_object;
+  tensor_type = reinterpret_cast<PyTypeObject*>(py::type(type).release().ptr());  // kept for ever
+  return true;
+}
+
+}  // namespace
 
 namespace pybind11::detail {
 
 template <>
 struct type_caster<qk::TensorView> {
-  PYBIND11_TYPE_CASTER(qk::TensorView, const_name("tuple[int, tuple[int, ...], int]"));
+  PYBIND11_TYPE_CASTER(qk::TensorView, const_name("Tensor | tuple[int, tuple[int, ...], int]"));
 
   bool load(handle source, bool /*convert*/) {
+    if (tensor_type != nullptr && PyObject_TypeCheck(source.ptr(), tensor_type)) {
+      qk::dlpack::Tensor tensor;
+      if (view_of_object(source.ptr(), &tensor) != 0) {
+        PyErr_Clear();
+        qk::fail("native kernels need dense tensors of a plain type", "one that DLPack cannot describe");
+      }
+      value = qk::dlpack::view_of(tensor);  // throws, for pybind11's own sentence would print the tensors
+      return true;
+    }
     if (!PyTuple_Check(source.ptr()) || PyTuple_GET_SIZE(source.ptr()) != 3) {
       return false;
     }

@@ -61,6 +61,35 @@ void run(int threads, const LutCall<T>& call) {
   check_codes_below_levels(kOp, highest, call.weights.levels);
 }
 
+// A tensor of a half type in float32, beside W a few values.
+class Widened {
+ public:
+  Widened(const char* name, const TensorView& given, Dtype compute) : view_(given) {
+    QK_CHECK(given.dtype == Dtype::float32 || given.dtype == compute,
+             text(kOp, ": ", name, " must be float32 or of the type of x, ", name_of(compute)), name_of(given.dtype));
+    if (given.dtype == Dtype::float32) {
+      return;
+    }
+    const int64_t count = given.numel();
+    values_.resize(static_cast<size_t>((count + kVec - 1) / kVec * kVec));
+    for_float_type(given.dtype, [&](auto type) {
+      const auto* from = given.as<decltype(type)>();
+      for (int64_t i = 0; i < count; i += kVec) {
+        const int some = static_cast<int>(std::min<int64_t>(kVec, count - i));
+        store(some == kVec ? load(from + i) : load_some(from + i, some), values_.data() + i);
+      }
+    });
+    view_.data = values_.data();
+    view_.dtype = Dtype::float32;
+  }
+
+  const TensorView& view() const { return view_; }
+
+ private:
+  TensorView view_;
+  std::vector<float> values_;
+};
+
 }  // namespace
 
 void lut_linear(int threads, View x, View packed, View centers, const std::optional<TensorView>& bias, int64_t bits,
@@ -81,7 +110,12 @@ void lut_linear(int threads, View x, View packed, View centers, const std::optio
              shape_of(bias->sizes));
   }
   const TensorView weight{nullptr, shape, Dtype::uint8};
-  const Rows table = rows_of(kOp, weight, centers);
+  const Widened wide_centers("centers", centers, x.dtype);
+  std::optional<Widened> wide_bias;
+  if (bias) {
+    wide_bias.emplace("bias", *bias, x.dtype);
+  }
+  const Rows table = rows_of(kOp, weight, wide_centers.view());
   const LutWeights weights{packed.as<uint8_t>(), packed.numel(), n, k, table.centers, table.levels, table.length};
   for_bits(kOp, bits, [&](auto constant) {
     constexpr int Bits = decltype(constant)::value;
@@ -93,7 +127,8 @@ void lut_linear(int threads, View x, View packed, View centers, const std::optio
              std::to_string(table.levels));
     for_float_type(x.dtype, [&](auto value) {
       using T = decltype(value);
-      run<Bits>(threads, LutCall<T>{weights, bias ? bias->as<float>() : nullptr, batch, x.as<T>(), out.as<T>()});
+      run<Bits>(threads,
+                LutCall<T>{weights, bias ? wide_bias->view().as<float>() : nullptr, batch, x.as<T>(), out.as<T>()});
     });
   });
 }

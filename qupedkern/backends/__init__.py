@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import TracebackType
@@ -157,6 +157,24 @@ def select(op: str, args: tuple[Any, ...]) -> str:
         if runs and backend.refusal(op, args) is None:
             return name
     return EAGER
+
+
+_DIRECT: dict[tuple[str, str | None], Callable[..., None] | None] = {}
+
+
+def direct(op: str) -> Callable[..., None] | None:
+    """The kernel CPU tensors get, for f(*args, *outputs) without select; None where that backend has no such calls.
+
+    It checks its arguments, and raises ValueError before it writes where select would look further. For calls so small that
+    finding the kernel would cost more than running it: the environment is read at an op's first one.
+    """
+    key = op, _Forced.name
+    if key not in _DIRECT:
+        wanted = forced()
+        name = next((n for n in ORDER["cpu"] if has_kernel(n, op)), EAGER) if wanted is None else wanted
+        backend = module(name) if name != EAGER and has_kernel(name, op) else None
+        _DIRECT[key] = backend.direct(op) if backend is not None and hasattr(backend, "direct") else None
+    return _DIRECT[key]
 
 
 def why_not(name: str, op: str, args: tuple[Any, ...]) -> str | None:

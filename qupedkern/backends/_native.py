@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,9 +48,13 @@ def refusal(specification: Specification, args: tuple[Any, ...], device: str) ->
                 return sentence
         elif isinstance(value, list) and not (value and isinstance(value[0], int)):
             name, allowed = next(specifications)
-            if not all(tensor.dtype in allowed and tensor.device.type == device for tensor in value):
+            devices = {each.type for each in set(map(_device_of, value))}
+            if not (allowed.issuperset(map(_dtype_of, value)) and devices <= {device}):
                 return next(filter(None, (_objection(t, f"{name}[{i}]", allowed, device) for i, t in enumerate(value))))
     return None
+
+
+_dtype_of, _device_of = attrgetter("dtype"), attrgetter("device")
 
 
 def _objection(tensor: Tensor, name: str, allowed: frozenset[torch.dtype], device: str) -> str | None:
@@ -75,4 +80,6 @@ def passed(value: Any) -> Any:
         raise ValueError(
             f"native kernels need contiguous tensors, got strides {value.stride()} for shape {tuple(value.shape)}"
         )
+    if value.dtype not in CODES:
+        raise ValueError(f"native kernels need {', '.join(map(_short, CODES))} tensors, got {_short(value.dtype)}")
     return value.data_ptr(), value.shape, CODES[value.dtype]

@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import _native
 from ._invariance import batch_invariant
@@ -98,8 +97,16 @@ def _loaded() -> tuple[str, ModuleType]:
 
 @lru_cache(maxsize=1)
 def _kernels() -> Mapping[str, tuple[Callable[..., None], _native.Specification]]:
-    """Each op: its native function and what its tensor arguments may be."""
-    return _native.kernels_of(_loaded()[1])
+    """Each op: its native function, (threads, *arguments, *outputs), and what its tensor arguments may be."""
+    module = _loaded()[1]
+    found = _native.kernels_of(module)
+    if module.read_tensors(torch.Tensor):
+        return found
+    return {op: (_described(function), specification) for op, (function, specification) in found.items()}
+
+
+def _described(function: Callable[..., None]) -> Callable[..., None]:
+    return lambda threads, *values: function(threads, *map(_pass, values))
 
 
 def ops() -> Collection[str]:
@@ -117,13 +124,13 @@ def launch(op: str, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
 
     Uses torch.get_num_threads() threads; the bits of the result do not depend on it. ValueError for codes out of range.
     """
-    _kernels()[op][0](torch.get_num_threads(), *map(_pass, args), *map(_pass, outputs))
+    _kernels()[op][0](torch.get_num_threads(), *args, *outputs)
 
 
-def bind(op: str, args: tuple[Any, ...]) -> Callable[[Tensor], None]:
-    """launch for arguments that stay where they are and an op with one output; the caller keeps them alive."""
-    run, passed = _kernels()[op][0], tuple(map(_pass, args))
-    return lambda output: run(torch.get_num_threads(), *passed, _pass(output))
+def direct(op: str) -> Callable[..., None]:
+    """launch as f(*args, *outputs), on arguments nobody has checked: ValueError, before it writes, for what it cannot take."""
+    function, threads = _kernels()[op][0], torch.get_num_threads
+    return lambda *values: function(threads(), *values)
 
 
 def describe() -> str:
