@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qupedkern.ops import unpack_codes
-from qupedkern.ops._bound import Bound
+from qupedkern.ops import dequantize_packed, unpack_codes
+from qupedkern.ops._call import attempt
 
 from ._centers import CenteredLayer
 from ._codes import codes_problem, pieces_of
@@ -47,8 +47,7 @@ class PackedLayer(CenteredLayer):
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         self.bits = (centers.shape[-1] - 1).bit_length()
         self.weight_shape = tuple(plain.weight.shape)
-        self._stored_shape = list(self.by_rows(plain.weight).shape)
-        self._dequantize = Bound("dequantize_packed")
+        self._stored_shape = tuple(self.by_rows(plain.weight).shape)
 
     @classmethod
     def _empty(cls, arguments: Mapping[str, Any]) -> nn.Module:
@@ -75,20 +74,32 @@ class PackedLayer(CenteredLayer):
     @property
     def weight(self) -> Tensor:
         """The weight, dequantized anew at each access; differentiable in the centers."""
-        return self._dequantized(self.centers)
+        return self._dequantized(self.packed, self.centers)
 
-    def _dequantized(self, centers: Tensor) -> Tensor:
-        return self.like_weight(self._dequantize(self.packed, centers, self.bits, self._stored_shape))
+    def stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """packed, centers and bias: by name, for nn.Module takes a third of a microsecond to find each."""
+        own = self._parameters
+        packed, centers, bias = self._buffers.get("packed"), own.get("centers"), own.get("bias")
+        if packed is None or centers is None:  # something has put other tensors in their place
+            packed, centers = self.packed, self.centers
+        return packed, centers, self.bias if bias is None else bias
+
+    def _dequantized(self, packed: Tensor, centers: Tensor, reader: tuple[Tensor, ...] | None = None) -> Tensor:
+        """reader: see attempt."""
+        args = packed, centers, self.bits, self._stored_shape
+        return self.like_weight(attempt("dequantize_packed", args, dequantize_packed, reader=reader))
 
     def weight_and_bias_for(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What to multiply input with: for a half type beside float32 centers these are rounded, not the weight."""
-        bias, centers = self.bias, self._parameters.get("centers")  # by name: nn.Module takes a microsecond to find it
-        if centers is None:  # something has put another tensor in its place
-            centers = self.centers
+        """What to multiply input with, at once: in inference the weight is memory that the next layer's will take.
+
+        For a half type beside float32 centers these are rounded, not the weight.
+        """
+        packed, centers, bias = self.stored()
         if input.dtype in _HALVES and centers.dtype == torch.float32:
-            centers = centers.to(input.dtype)  # type: ignore[assignment]
-            bias = None if bias is None else bias.to(input.dtype)  # type: ignore[assignment]
-        return self._dequantized(centers), bias
+            centers = centers.to(input.dtype)
+            bias = None if bias is None else bias.to(input.dtype)
+        reader = (input,) if bias is None else (input, bias)
+        return self._dequantized(packed, centers, reader), bias
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]

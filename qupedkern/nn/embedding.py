@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qupedkern.ops import packed_embedding
+from qupedkern.ops._call import attempt
 
 from ._packed import PackedLayer
 from ._quantized import QuantizedLayer
@@ -69,6 +70,13 @@ class _PackedTable(PackedLayer):
         # a weight of its own: without one torch draws random numbers on the meta device, and imports its compiler to do so
         return super()._empty({**arguments, "_weight": torch.empty(sizes, device="meta")})  # type: ignore[arg-type]
 
+    def _rows(self, indices: Tensor) -> Tensor:
+        """[..., D]: the rows of the table that these name."""
+        packed, centers, _ = self.stored()
+        index = indices.long() if indices.dtype == torch.int32 else indices
+        args = (index, packed, centers, self.bits, self._stored_shape)
+        return attempt("packed_embedding", args, packed_embedding)
+
 
 class PackedEmbedding(_PackedTable):
     """An embedding stored at `bits` bits a weight; equal to QuantEmbedding in mode "hard" to the bit.
@@ -81,7 +89,7 @@ class PackedEmbedding(_PackedTable):
     padding_idx: int | None
 
     def forward(self, input: Tensor) -> Tensor:
-        rows = packed_embedding(input, self.packed, self.centers, self.bits, self._stored_shape)
+        rows = self._rows(input)
         if self.padding_idx is not None and torch.is_grad_enabled() and self.centers.requires_grad:
             return torch.where((input == self.padding_idx)[..., None], rows.detach(), rows)
         return rows
@@ -106,7 +114,7 @@ class PackedEmbeddingBag(_PackedTable):
             padding = indices.numel()
             places = torch.where(indices == self.padding_idx, padding, places)
             indices = torch.cat([indices, indices.new_full((1,), self.padding_idx)])
-        rows = packed_embedding(indices, self.packed, self.centers, self.bits, self._stored_shape)
+        rows = self._rows(indices)
         return F.embedding_bag(
             places.reshape(input.shape),
             rows,

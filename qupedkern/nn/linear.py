@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qupedkern.ops import lut_linear
+from qupedkern.ops._call import attempt
 
 from ._packed import PackedLayer
 from ._quantized import QuantizedLayer
@@ -37,4 +38,5 @@ class PackedLinear(PackedLayer):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             input = input.to(torch.get_autocast_dtype(device))
-        return lut_linear(input, self.packed, self.centers, self.bias, self.bits, self._stored_shape)
+        args = (input, *self.stored(), self.bits, self._stored_shape)
+        return attempt("lut_linear", args, lut_linear)

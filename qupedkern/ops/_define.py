@@ -5,13 +5,13 @@ To autograd, fake tensors, torch.compile and torch.export the op is one opaque n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qupedkern.backends import EAGER, module, select
 
@@ -53,7 +53,9 @@ def tensors_of(values: Any) -> Iterator[Tensor]:
 def _contiguous(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value if value.is_contiguous() else value.contiguous()
-    return [_contiguous(v) for v in value] if _is_list(value) else value
+    if _is_list(value) and not all(map(Tensor.is_contiguous, value)):
+        return [v.contiguous() for v in value]
+    return value
 
 
 @cache
@@ -63,7 +65,7 @@ def mutated(name: str) -> tuple[int, ...]:
     return tuple(i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
 
 
-def _run(op: Op, given: tuple[Any, ...]) -> Any:
+def run(op: Op, given: tuple[Any, ...]) -> Any:
     args = tuple([_contiguous(a) for a in given])
     name = select(op.name, args)
     if name == EAGER:
@@ -82,32 +84,6 @@ def _run(op: Op, given: tuple[Any, ...]) -> Any:
     return outputs
 
 
-_PLAIN = (Tensor, nn.Parameter)
-
-
-def watched(args: tuple[Any, ...]) -> bool:
-    """Whether anything but the caller must see this call: autograd, a compiler, a transform, a mode or a tensor subclass."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if torch._C._get_tracing_state() is not None or torch.autograd._profiler_enabled():
-        return True
-    learning = torch.is_grad_enabled()
-    for value in args:  # noqa: SIM110  (any() of a generator costs half a microsecond more)
-        if isinstance(value, Tensor) and ((learning and value.requires_grad) or type(value) not in _PLAIN):
-            return True
-    return False
-
-
-def call(name: str, *args: Any) -> Any:
-    """torch.ops.qupedkern.<name>(*args), past torch's dispatcher where nothing watches: half the cost of a small call.
-
-    For layers, which call with arguments they have checked once; without lists of tensors.
-    """
-    if torch.compiler.is_compiling() or watched(args):
-        return getattr(torch.ops.qupedkern, name)(*args)
-    return _run(OPS[name], args)
-
-
 def define_op(
     schema: str, *, allocate: Callable[..., Any], prepare: Callable[..., tuple[Any, ...]] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -123,7 +99,7 @@ def define_op(
         op = Op(name, schema, reference, allocate, prepare or (lambda *args: args))
         OPS[name] = op
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, lambda *args: _run(op, args), "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, lambda *args: run(op, args), "CompositeExplicitAutograd")
         torch.library.register_fake(f"qupedkern::{name}", allocate, lib=_LIBRARY)
         return reference
 
@@ -135,10 +111,41 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list) and (not value or isinstance(value[0], Tensor))
 
 
-def _needed(gradient: Any, needs: Any) -> Any:
-    if isinstance(gradient, list):
-        return [g if n else None for g, n in zip(gradient, needs, strict=True)]
-    return gradient if needs else None
+@dataclass(frozen=True)
+class Gradient:
+    """What ties <name> to <name>_backward. positions: of the arguments that get a gradient; statistics: see differentiable."""
+
+    name: str
+    positions: tuple[int, ...]
+    statistics: int
+    returns_list: bool
+
+    def of(self, backward: Callable[..., Any], grad: Any, inputs: Sequence[Any], extra: Iterable[Tensor]) -> list[Any]:
+        """For each input its gradient, a list of them for a list of tensors; None, or a list of None, where it has none.
+
+        backward: the op <name>_backward.
+        """
+        found = backward(grad, *inputs, *extra)
+        gradients: list[Any] = [[None] * len(v) if _is_list(v) else None for v in inputs]
+        for position, gradient in zip(self.positions, found if isinstance(found, tuple) else (found,), strict=True):
+            gradients[position] = gradient
+        return gradients
+
+
+GRADIENTS: dict[str, Gradient] = {}
+
+
+def layout_of(values: Sequence[Any]) -> list[Any]:
+    """Of each argument: -1 for a tensor, the length of a list of them, or in a tuple the argument itself."""
+    return [-1 if isinstance(v, Tensor) else len(v) if _is_list(v) else (v,) for v in values]
+
+
+def laid_out(layout: list[Any], tensors: Iterator[Tensor]) -> list[Any]:
+    """The arguments that have this layout and these tensors."""
+    return [
+        kept[0] if isinstance(kept, tuple) else next(tensors) if kept < 0 else [next(tensors) for _ in range(kept)]
+        for kept in layout
+    ]
 
 
 def differentiable(name: str, wrt: tuple[str, ...], *, statistics: int = 0) -> None:
@@ -146,33 +153,32 @@ def differentiable(name: str, wrt: tuple[str, ...], *, statistics: int = 0) -> N
 
     statistics: how many of the op's last outputs are there for its backward op alone, which gets them after the arguments.
     """
-    names = [a.name for a in getattr(torch.ops.qupedkern, name).default._schema.arguments]
-    positions = [names.index(argument) for argument in wrt]
+    schema = getattr(torch.ops.qupedkern, name).default._schema
+    names = [a.name for a in schema.arguments]
+    gradient = Gradient(
+        name, tuple(map(names.index, wrt)), statistics, isinstance(schema.returns[0].type, torch.ListType)
+    )
+    GRADIENTS[name] = gradient
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         extra = output[-statistics:] if statistics else ()
         ctx.mark_non_differentiable(*extra)
         ctx.save_for_backward(*tensors_of(inputs), *extra)
-        # Of each argument: -1 for a tensor, the length of a list of them, or in a tuple the argument itself.
-        ctx.layout = [-1 if isinstance(v, Tensor) else len(v) if _is_list(v) else (v,) for v in inputs]
+        ctx.layout = layout_of(inputs)
 
     def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
-        inputs: list[Any] = []
-        for kept in ctx.layout:
-            if isinstance(kept, tuple):
-                inputs.append(kept[0])
-            else:
-                inputs.append(next(saved) if kept < 0 else [next(saved) for _ in range(kept)])
-        gradients = getattr(torch.ops.qupedkern, f"{name}_backward")(grad, *inputs, *saved)
-        if not isinstance(gradients, tuple):
-            gradients = (gradients,)
-        result: list[Any] = [[None] * len(v) if _is_list(v) else None for v in inputs]
-        for position, gradient in zip(positions, gradients, strict=True):
-            result[position] = _needed(gradient, ctx.needs_input_grad[position])
-        return tuple(result)
+        op = getattr(torch.ops.qupedkern, f"{name}_backward")
+        found = gradient.of(op, grad, laid_out(ctx.layout, saved), saved)
+        return tuple(map(_needed, found, ctx.needs_input_grad))
 
     torch.library.register_autograd(f"qupedkern::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def _needed(gradient: Any, needs: Any) -> Any:
+    if isinstance(gradient, list):
+        return [g if n else None for g, n in zip(gradient, needs, strict=True)]
+    return gradient if needs else None
 
 
 def not_differentiable(name: str, reason: str) -> None:

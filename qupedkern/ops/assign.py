@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_x_centers
 from ._define import define_op, vmap_over_rows
 from ._rows import midpoints, split_rows
@@ -48,4 +49,4 @@ def assign(x: Tensor, centers: Tensor) -> Tensor:
     Returns uint8 codes shaped like x. NaN gives 0, +-inf the outer centers. Carries no gradient.
     Raises TypeError or ValueError for a wrong type, shape or device. Unsorted centers give unspecified codes.
     """
-    return torch.ops.qupedkern.assign(*_prepare(x, centers))
+    return call("assign", *_prepare(x, centers))

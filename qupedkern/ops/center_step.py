@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_choice, check_float, check_lists, check_norm, check_per_row, check_same_device
 from ._define import define_op
 from ._rows import compute_dtype
@@ -141,4 +142,4 @@ def center_step(
     QuPeD, Ozkara et al. 2021 (arXiv:2107.13892), Algorithm 1.
     """
     args = _prepare(centers, center_grad, counts, sums, strength, rate, norm, method, clip)
-    torch.ops.qupedkern.center_step(*args)
+    call("center_step", *args)

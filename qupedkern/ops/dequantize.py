@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_centers, check_codes, check_same_device
 from ._define import define_op, differentiable, not_differentiable, vmap_over_rows
 from ._rows import cell_sum, split_rows
@@ -64,4 +64,4 @@ def dequantize(codes: Tensor, centers: Tensor) -> Tensor:
     Returns values shaped like codes, in the type of centers. Differentiable in centers: grad_c_k = sum of grad over code k.
     Raises ValueError for a code >= m on the CPU (accelerators clamp it), TypeError or ValueError for wrong types and shapes.
     """
-    return torch.ops.qupedkern.dequantize(*_prepare(codes, centers))
+    return call("dequantize", *_prepare(codes, centers))

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._define import call, define_op, differentiable, not_differentiable
+from ._call import call
+from ._define import define_op, differentiable, not_differentiable
 from ._packed import centers_at, check_packed
 from ._rows import cell_sum, split_rows
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_norm, check_x_centers
 from ._define import define_op, differentiable, not_differentiable
 from ._rows import cell_sum, compute_dtype, row_sum, split_rows
@@ -55,4 +55,4 @@ def distance(x: Tensor, centers: Tensor, norm: str = "l1") -> Tensor:
     dR/dx_i = sign(x_i - q_i) or 2 (x_i - q_i); dR/dc_k = minus the sum of those over the members of cell k.
     Raises TypeError or ValueError. QuPeD, Ozkara et al. 2021 (arXiv:2107.13892).
     """
-    return torch.ops.qupedkern.distance(*_prepare(x, centers, norm))
+    return call("distance", *_prepare(x, centers, norm))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_float, check_same_device
 from ._define import define_op, differentiable, not_differentiable
 from ._rows import compute_dtype, row_sum
@@ -111,4 +112,4 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     class of probability 0: it counts for nothing in the teacher, and makes the loss infinite in the student alone.
     Raises TypeError or ValueError. Hinton et al. 2015 (arXiv:1503.02531), as coupled in QuPeD (arXiv:2107.13892).
     """
-    return torch.ops.qupedkern.distillation_loss(*_prepare(student_logits, teacher_logits, temperature))[0]
+    return call("distillation_loss", *_prepare(student_logits, teacher_logits, temperature))[0]

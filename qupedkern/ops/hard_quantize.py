@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_x_centers
 from ._define import define_op, differentiable, not_differentiable, vmap_over_rows
 from ._rows import cell_sum, split_rows
@@ -62,4 +63,4 @@ def hard_quantize(x: Tensor, centers: Tensor, straight_through: bool = False) ->
     Returns values shaped like x in x's type; NaN stays NaN, +-inf give the outer centers. Raises TypeError or ValueError.
     QuPeD, Ozkara et al. 2021 (arXiv:2107.13892).
     """
-    return torch.ops.qupedkern.hard_quantize(*_prepare(x, centers, straight_through))
+    return call("hard_quantize", *_prepare(x, centers, straight_through))

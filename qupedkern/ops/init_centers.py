@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import MAX_LEVELS, check_choice, check_float, check_int, check_same_device
 from ._define import define_op
 from ._kmeans import kmeans_1d
@@ -118,4 +119,4 @@ def init_centers(
     repeated centers. Raises TypeError or ValueError, also for a value that is not finite.
     Exact k-means: Wang and Song 2011 (doi:10.32614/RJ-2011-015).
     """
-    return torch.ops.qupedkern.init_centers(*_prepare(x, levels, num_groups, method, weights))
+    return call("init_centers", *_prepare(x, levels, num_groups, method, weights))

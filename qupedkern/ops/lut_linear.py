@@ -11,8 +11,9 @@ from torch import Tensor
 
 from qupedkern.backends import batch_invariant
 
+from ._call import call
 from ._checks import check_center_type, check_float, check_same_device
-from ._define import call, define_op, differentiable, not_differentiable
+from ._define import define_op, differentiable, not_differentiable
 from ._packed import check_packed
 from ._rows import compute_dtype, row_sum
 from .dequantize_packed import reference as dequantize_packed

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_codes, check_int
 from ._define import define_op
 
@@ -43,4 +44,4 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     Returns uint8 [ceil(numel * bits / 8)]. Raises ValueError for a code that does not fit on the CPU (accelerators keep
     its low bits), TypeError or ValueError for wrong types.
     """
-    return torch.ops.qupedkern.pack_codes(*_prepare_pack(codes, bits))
+    return call("pack_codes", *_prepare_pack(codes, bits))

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_same_device, check_tensor
-from ._define import call, define_op, differentiable, not_differentiable
+from ._define import define_op, differentiable, not_differentiable
 from ._packed import centers_at, check_packed
 
 

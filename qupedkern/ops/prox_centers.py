@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_centers, check_choice, check_norm, check_per_row, check_same_device, check_x_centers
 from ._define import define_op, not_differentiable
 from ._rows import cell_sum, column, split_rows
@@ -99,4 +100,4 @@ def prox_centers(
     Raises TypeError or ValueError.
     QuPeD, Ozkara et al. 2021 (arXiv:2107.13892), Algorithm 1.
     """
-    return torch.ops.qupedkern.prox_centers(*_prepare(centers, x, strength, norm, method, at))
+    return call("prox_centers", *_prepare(centers, x, strength, norm, method, at))

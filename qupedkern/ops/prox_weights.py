@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_norm, check_per_row, check_x_centers
 from ._define import define_op, not_differentiable, vmap_over_rows
 from ._rows import column, split_rows
@@ -55,4 +56,4 @@ def prox_weights(x: Tensor, centers: Tensor, strength: float | Tensor, norm: str
     Returns the moved weights, shaped and typed like x; each stays in its cell, and on its center if it was there.
     Raises TypeError or ValueError. QuPeD, Ozkara et al. 2021 (arXiv:2107.13892), Algorithm 1.
     """
-    return torch.ops.qupedkern.prox_weights(*_prepare(x, centers, strength, norm))
+    return call("prox_weights", *_prepare(x, centers, strength, norm))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import (
     check_choice,
     check_float,
@@ -304,4 +305,4 @@ def quped_step(
     """
     options = (chain, optimizer, norm, lr, weight_decay, beta1, beta2, eps, nesterov, step, clamp, codes, pack_bits)
     args = _prepare(x, grad, quantized_grad, first, second, centers, sharpness, strength, *options)
-    return QupedStep(*torch.ops.qupedkern.quped_step(*args))
+    return QupedStep(*call("quped_step", *args))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_per_row, check_x_centers
 from ._define import define_op, differentiable, not_differentiable, vmap_over_rows
 from ._rows import column, midpoints, row_sum, sigmoid, split_rows
@@ -80,4 +81,4 @@ def soft_quantize(x: Tensor, centers: Tensor, sharpness: float | Tensor) -> Tens
     Domain: |c| <= max/8 and P |x| finite; outside it values are unspecified.
     QuPeD, Ozkara et al. 2021 (arXiv:2107.13892), soft quantization function.
     """
-    return torch.ops.qupedkern.soft_quantize(*_prepare(x, centers, sharpness))
+    return call("soft_quantize", *_prepare(x, centers, sharpness))

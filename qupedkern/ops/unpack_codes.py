@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import call
 from ._checks import check_int
 from ._define import define_op
 from ._packed import check_packed_bytes, check_shape
@@ -39,4 +40,4 @@ def unpack_codes(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     packed: uint8 [ceil(prod(shape) * bits / 8)].  bits: 1..8.  shape: the shape the codes had.
     Returns uint8 codes of that shape. Raises TypeError or ValueError, the latter where the length does not fit the shape.
     """
-    return torch.ops.qupedkern.unpack_codes(*_prepare(packed, bits, shape))
+    return call("unpack_codes", *_prepare(packed, bits, shape))

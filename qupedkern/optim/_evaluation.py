@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qupedkern.nn import absolute_sharpness
 from qupedkern.ops import foreach_soft_quantize, hard_quantize
+from qupedkern.ops._call import attempt
 
 from ._codebook import Codebook
 
@@ -88,10 +89,13 @@ def chain_gradients(
     xs, centers = [book.x for _, book in used], [book.centers for _, book in used]
     if relaxed.mode == "soft":
         sharpness = [relaxed.sharpness[i] for i, _ in used]
-        to_x, to_c = torch.ops.qupedkern.foreach_soft_quantize_backward(gradients, xs, centers, sharpness)
+        to_x, to_c = attempt("foreach_soft_quantize_backward", (gradients, xs, centers, sharpness))
     else:
-        backward = torch.ops.qupedkern.hard_quantize_backward
-        pairs = [backward(*args, relaxed.straight_through) for args in zip(gradients, xs, centers, strict=True)]
+        through = relaxed.straight_through
+        pairs = [
+            attempt("hard_quantize_backward", (g, x, c, through))
+            for g, x, c in zip(gradients, xs, centers, strict=True)
+        ]
         to_x, to_c = [g for g, _ in pairs], [h for _, h in pairs]
     for (_, book), g, h in zip(used, to_x, to_c, strict=True):
         x, c = book.weight, book.centers

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qupedkern.ops._call import attempt
+
 from ._codebook import Codebook, Statistics
 from ._evaluation import Relaxed
 
@@ -93,7 +95,7 @@ def fused_update(
         assert rule is not None
         chain = "none" if no_chain or relaxed is None else relaxed.chain
         buffers = [[book.layer.by_rows(b) for b in _state(inner, book.weight, rule)[1]] for book in books]
-        center_grad, counts, sums, _, _ = torch.ops.qupedkern.quped_step(
+        arguments = (
             [book.x for book in books],
             [] if no_grad else [book.layer.by_rows(book.weight.grad) for book in books],  # type: ignore[arg-type]
             [] if chain == "none" else [relaxed.weights[i].grad for i in members],  # type: ignore[union-attr]
@@ -119,6 +121,7 @@ def fused_update(
             False,
             0,
         )
+        center_grad, counts, sums, _, _ = attempt("quped_step", arguments)
         for k, book in enumerate(books):
             book.statistics = Statistics(counts[k], sums[k] if sums else None)
             if center_grad and book.centers.requires_grad:
@@ -147,7 +150,7 @@ def fused_center_step(
     if not codebooks:
         return
     statistics = [book.statistics for book in codebooks]
-    torch.ops.qupedkern.center_step(
+    arguments = (
         [book.centers for book in codebooks],
         [torch.zeros_like(b.centers) if b.centers.grad is None else b.centers.grad for b in codebooks],
         [s.counts for s in statistics if s is not None],
@@ -158,3 +161,4 @@ def fused_center_step(
         method or "none",
         clip,
     )
+    attempt("center_step", arguments)
