@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import qupedkern as qk
+from qupedkern.ops._call import attempt
+
 from . import rivals
 from .against_streams import each, timed
 from .native import available, native_call
@@ -30,16 +33,15 @@ Result = rivals.Result
 
 
 def _op(case: Tensors) -> Callable[[], list[Result]]:
-    """Forward and backward as two torch ops; of several tensors, as two ops on lists."""
-    ops = torch.ops.qupedkern
+    """Forward and backward as training calls them, without autograd: of several tensors, in one call on lists each."""
     if len(case.xs) == 1:
         g, x, c, p = case.grads[0], case.xs[0], case.centers[0], case.sharpness[0]
-        return lambda: [(ops.soft_quantize(x, c, p), *ops.soft_quantize_backward(g, x, c, p))]
+        return lambda: [(qk.soft_quantize(x, c, p), *attempt("soft_quantize_backward", (g, x, c, p)))]
 
     def run() -> list[Result]:
-        soft = ops.foreach_soft_quantize(case.xs, case.centers, case.sharpness)
-        gradients = ops.foreach_soft_quantize_backward(case.grads, case.xs, case.centers, case.sharpness)
-        return list(zip(soft, *gradients, strict=True))
+        soft = qk.foreach_soft_quantize(case.xs, case.centers, [*case.sharpness])
+        arguments = (case.grads, case.xs, case.centers, case.sharpness)
+        return list(zip(soft, *attempt("foreach_soft_quantize_backward", arguments), strict=True))
 
     return run
 
@@ -146,9 +148,10 @@ TABLES = [
     Table(
         "soft_quantize, forward and backward",
         "limit: the same 5 passes (read x, write S; read g and x, write grad_x) by the best of our memory streams, ordinary "
-        "or non-temporal, and torch's copy. native: the two kernel calls, outputs given. op: the same through torch.ops, which "
-        "allocates them. eager and compile: the formula under autograd, tensor by tensor; by hand: its gradient written out in "
-        "PyTorch, compiled for all tensors as one graph where m <= 4. In brackets the targets.",
+        "or non-temporal, and torch's copy. native: the two kernel calls, outputs given. op: the public call and the gradient's as "
+        "optimizers make it, which check their arguments and allocate outputs. eager and compile: the formula under autograd, "
+        "tensor by tensor; by hand: its gradient written out in PyTorch, compiled for all tensors as one graph where m <= 4. "
+        "In brackets the targets.",
         [
             Column("native", "native"),
             Column("op", "op"),
