@@ -28,10 +28,16 @@ def info() -> dict[str, Any]:
 
 
 def kernels_of(module: ModuleType) -> Mapping[str, tuple[Callable[..., None], Specification]]:
-    """Each op of a module: its native function and what its tensor arguments may be."""
+    """Each op of a module: its native function, (context, *arguments, *outputs), and what its tensor arguments may be."""
     types = {code: dtype for dtype, code in CODES.items()}
+    reads_tensors = hasattr(module, "read_tensors") and module.read_tensors(torch.Tensor)
+
+    def function(op: str) -> Callable[..., None]:
+        native = getattr(module, op)
+        return native if reads_tensors else lambda context, *values: native(context, *map(passed, values))
+
     return {
-        op: (getattr(module, op), tuple((name, frozenset(types[code] for code in codes)) for name, codes in tensors))
+        op: (function(op), tuple((name, frozenset(types[code] for code in codes)) for name, codes in tensors))
         for op, tensors in module.KERNELS.items()
     }
 

@@ -98,15 +98,7 @@ def _loaded() -> tuple[str, ModuleType]:
 @lru_cache(maxsize=1)
 def _kernels() -> Mapping[str, tuple[Callable[..., None], _native.Specification]]:
     """Each op: its native function, (threads, *arguments, *outputs), and what its tensor arguments may be."""
-    module = _loaded()[1]
-    found = _native.kernels_of(module)
-    if module.read_tensors(torch.Tensor):
-        return found
-    return {op: (_described(function), specification) for op, (function, specification) in found.items()}
-
-
-def _described(function: Callable[..., None]) -> Callable[..., None]:
-    return lambda threads, *values: function(threads, *map(_pass, values))
+    return _native.kernels_of(_loaded()[1])
 
 
 def ops() -> Collection[str]:

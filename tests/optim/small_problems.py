@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qupedkern as qk
+from qupedkern.ops import _call, _define
 
 Closure = Callable[[], Tensor]
 
@@ -73,3 +75,13 @@ INNER: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def ops_that_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ops as they run from here on, by the direct way or the dispatcher's."""
+    ran: list[str] = []
+    compute, run = _call._compute, _define.run
+    monkeypatch.setattr(_call, "_compute", lambda op, *rest: (ran.append(op), compute(op, *rest))[1])
+    for module in (_call, _define):
+        monkeypatch.setattr(module, "run", lambda op, args: (ran.append(op.name), run(op, args))[1])
+    return ran

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
-from small_problems import MAKERS, batch, closure_of, differences, network, sgd, tensors_of
+from small_problems import MAKERS, batch, closure_of, differences, network, ops_that_run, sgd, tensors_of
 from torch import Tensor, nn
 
 import qupedkern as qk
@@ -147,14 +145,7 @@ def test_gradients_that_others_wait_for_reach_the_weights_and_change_no_bit(
 def test_one_evaluation_quantizes_all_weights_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     optimizer = qk.QuPeD(model, sgd(model), total_steps=10)
-    calls: list[str] = []
-    select = importlib.import_module("qupedkern.ops._define").select
-
-    def spy(op: str, args: tuple) -> str:
-        calls.append(op)
-        return select(op, args)
-
-    monkeypatch.setattr("qupedkern.ops._define.select", spy)
+    calls = ops_that_run(monkeypatch)
     optimizer.step(closure_of(model, *batch(0)))
     assert calls.count("foreach_soft_quantize") == 1
     assert "soft_quantize" not in calls

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from small_problems import MAKERS, batch, closure_of, differences, network, tensors_of
+from small_problems import MAKERS, batch, closure_of, differences, network, ops_that_run, tensors_of
 
 import qupedkern as qk
 from qupedkern.optim._fused import can_fuse
@@ -86,18 +85,14 @@ def test_every_center_prox_is_that_of_the_composition(norm: str, center_prox: st
 def test_what_quped_step_does_not_know_takes_the_inner_optimizers_own_step(
     inner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
-    select = importlib.import_module("qupedkern.ops._define").select
-    monkeypatch.setattr("qupedkern.ops._define.select", lambda op, args: (calls.append(op), select(op, args))[1])
+    calls = ops_that_run(monkeypatch)
     run("simultaneous", BEYOND[inner], torch.float32, composed=False)
     assert "quped_step" not in calls
     assert "prox_weights" in calls
 
 
 def test_one_call_updates_all_weights_and_one_their_centers(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    select = importlib.import_module("qupedkern.ops._define").select
-    monkeypatch.setattr("qupedkern.ops._define.select", lambda op, args: (calls.append(op), select(op, args))[1])
+    calls = ops_that_run(monkeypatch)
     model = network()
     optimizer = qk.QuPeD(model, EXACT["momentum"](model.parameters()), total_steps=10)
     calls.clear()
