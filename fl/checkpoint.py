@@ -247,4 +247,4 @@ class Checkpoint:
 
     def _write_manifest(self, **changes: Any) -> None:
         self._manifest.update(changes)
-        write_atomic(self.directory / "run.json", json.dumps(self._manifest, indent=1).encode() + b"\n")
+        write_atomic(self.directory / "run.json", json.dumps(self._manifest).encode() + b"\n")

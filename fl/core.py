@@ -12,6 +12,7 @@ from fl.seeds import torch_generator
 from fl.storage import Json, Tensors, load_state, save_state
 
 Bits = int | str  # 1..8, or "ternary", or "float" for a model that is not quantized
+GATHERED = 1 << 26  # bytes of images that a stack holds ready for its next steps
 Groups = int | str  # "tensor", "channel", or a block length
 
 
@@ -176,16 +177,38 @@ def training_batches(
 
     Of a Stack: x [B, K C, height, width] and y [K, B], of what each member draws by itself.
     """
-    if isinstance(client, Stack):
+    if isinstance(client, Stack) and job.augment == "none":
+        yield from _stacked_batches(job, client, batch_size, steps, round_index)
+    elif isinstance(client, Stack):
         own = [training_batches(job, member, batch_size, steps, round_index) for member in client.members]
         for drawn in zip(*own, strict=True):
             yield torch.cat([x for x, _ in drawn], dim=1), torch.stack([y for _, y in drawn])
-        return
-    part, random = client.data.train, torch_generator(job.seed, "batches", round_index, client.id)
-    changes = torch_generator(job.seed, "augment", round_index, client.id)
-    for index in batches(len(part), batch_size, steps, random):
-        x = part.x[index]
-        yield data.flip_crop(x, changes) if job.augment == "flip_crop" else x, part.y[index]
+    else:
+        part, changes = client.data.train, torch_generator(job.seed, "augment", round_index, client.id)
+        for index in _drawn(job, client, batch_size, steps, round_index):
+            x = part.x[index]
+            yield data.flip_crop(x, changes) if job.augment == "flip_crop" else x, part.y[index]
+
+
+def _drawn(job: Job, client: Client, batch_size: int, steps: int, round_index: int) -> Iterator[Tensor]:
+    random = torch_generator(job.seed, "batches", round_index, client.id)
+    return batches(len(client.data.train), batch_size, steps, random)
+
+
+def _stacked_batches(
+    job: Job, stack: Stack, batch_size: int, steps: int, round_index: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some steps' images of a client are gathered at a time: one by one they take as long as a small network's step."""
+    parts = [member.data.train for member in stack.members]
+    drawn = [torch.stack(list(_drawn(job, member, batch_size, steps, round_index))) for member in stack.members]
+    step_bytes = sum(part.x[:1].nbytes for part in parts) * drawn[0].shape[1]
+    together = max(1, GATHERED // max(1, step_bytes))
+    for start in range(0, steps, together):
+        indices = [index[start : start + together] for index in drawn]  # each [steps, B]
+        x = torch.stack([part.x[index] for part, index in zip(parts, indices, strict=True)], dim=2)
+        y = torch.stack([part.y[index] for part, index in zip(parts, indices, strict=True)], dim=1)
+        for images, labels in zip(x, y, strict=True):
+            yield images.flatten(1, 2), labels
 
 
 def aggregate(messages: Mapping[int, Message], weighted: bool = False) -> Tensors:

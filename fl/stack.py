@@ -6,6 +6,7 @@ A row of centers covers a K-th of what it did: K G rows split the joined weight 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,26 @@ from fl.core import Client, ClientState, Message, Stack, Update
 from fl.data import ClientData, Part
 from fl.storage import Tensors
 from qupedkern.nn import QuantConv2d, QuantizedLayer, QuantLinear
+
+
+class _Multiply(torch.autograd.Function):
+    """x W^T + b for each client: x [K, B, in], W [K, out, in], b [K, 1, out] or None.
+
+    torch's own gradient of W comes transposed and is copied into place: a quarter of the time of a small network's step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        transposed = weight.transpose(1, 2)
+        return torch.bmm(x, transposed) if bias is None else torch.baddbmm(bias, x, transposed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        to_x = torch.bmm(grad, weight) if ctx.needs_input_grad[0] else None
+        to_weight = torch.bmm(grad.transpose(1, 2), x) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, grad.sum(1, keepdim=True) if ctx.needs_input_grad[2] else None
 
 
 class StackedLinear(nn.Module):
@@ -35,12 +56,10 @@ class StackedLinear(nn.Module):
 
     def _multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         inputs = weight.shape[1]
-        weights = weight.view(self.size, -1, inputs).transpose(1, 2)
         if x.dim() == 2:
             x = x.view(-1, self.size, inputs).transpose(0, 1)
-        if self.bias is None:
-            return torch.bmm(x, weights)
-        return torch.baddbmm(self.bias.view(self.size, 1, -1), x, weights)
+        bias = None if self.bias is None else self.bias.view(self.size, 1, -1)
+        return _Multiply.apply(x, weight.view(self.size, -1, inputs), bias)
 
 
 class StackedQuantLinear(QuantizedLayer, StackedLinear):

@@ -226,10 +226,16 @@ def first_images(client: Client, count: int) -> data.Part:
     return data.Part(client.data.train.x[:count], client.data.train.y[:count])
 
 
-def test_batches_of_a_stack_are_those_of_its_members(mixed: list[Client]) -> None:
-    job = dataclasses.replace(run(algorithms.Local(), mixed).job, augment="flip_crop")
+@pytest.mark.parametrize(("augment", "gathered"), [("none", 1 << 26), ("none", 30_000), ("none", 0), ("flip_crop", 0)])
+def test_batches_of_a_stack_are_those_of_its_members(
+    augment: str, gathered: int, mixed: list[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gathered for all steps, for two of the four at a time, and for each."""
+    monkeypatch.setattr("fl.core.GATHERED", gathered)
+    job = dataclasses.replace(run(algorithms.Local(), mixed).job, augment=augment)
     members = mixed[:2]
     together = list(training_batches(job, make_stack(members), 25, 4, 1))
+    assert len(together) == 4
     for k, client in enumerate(members):
         for (x, y), (own_x, own_y) in zip(together, training_batches(job, client, 25, 4, 1), strict=True):
             assert torch.equal(x[:, k : k + 1], own_x)
