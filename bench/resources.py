@@ -12,7 +12,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -231,10 +231,15 @@ def _nvidia(cubin: bytes) -> tuple[int, int, int, int]:
         file.flush()
         command = [_tool("cuobjdump"), "-res-usage", "-sass", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
-    assert usage is not None, text[:400]
+    return nvidia_usage(text, text)
+
+
+def nvidia_usage(numbers: str, code: str) -> tuple[int, int, int, int]:
+    """Registers, bytes of stack and local memory, of shared memory, and 16-byte loads, from cuobjdump's words on a kernel."""
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", numbers)
+    assert usage is not None, numbers[:400]
     registers, stack, shared, local = map(int, usage.groups())
-    return registers, stack + local, shared, len(re.findall(r"\bLDG\.\S*128", text))
+    return registers, stack + local, shared, len(re.findall(r"\bLDG\.\S*128", code))
 
 
 def _amd(assembly: str) -> tuple[int, int, int, int]:
@@ -306,9 +311,9 @@ def main() -> int:
     return 0 if not any(objections(row) for row in rows) else 1
 
 
-def markdown(rows: list[Resources]) -> list[str]:
-    """The table, a line a row under two of heading."""
-    columns = [field.name for field in fields(Resources)]
+def markdown(rows: Sequence[Any]) -> list[str]:
+    """The table of dataclasses of one kind, a line a row under two of heading."""
+    columns = [field.name for field in fields(rows[0])]
     lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
     return lines + ["| " + " | ".join(str(getattr(row, name)) for name in columns) + " |" for row in rows]
 
