@@ -142,11 +142,11 @@ def test_the_emulator_sees_what_it_is_for(emulator: Path, name: str) -> None:
 
 
 def test_every_kernel_agrees_with_the_reference_when_emulated(emulator: Path) -> None:
-    """tests/test_every_op.py on the CUDA kernels, in a process of its own: the backend reads the variable when it is imported."""
+    """test_every_op.py and test_cuda_lut.py on them, in a process of its own: the backend reads the variable on import."""
     options = ("-q", "-k", "cuda", "-p", "no:cacheprovider")
     profile = os.environ.get("HYPOTHESIS_PROFILE") or "emulated"
     done = python(
-        "-m", "pytest", "tests/test_every_op.py", *options,
+        "-m", "pytest", "tests/test_every_op.py", "tests/test_cuda_lut.py", *options,
         QUPEDKERN_CUDA_EMULATED=emulated(emulator), HYPOTHESIS_PROFILE=profile,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -72,6 +72,10 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
              "forward, backward or shuffled with a seed: which threads go first.");
 #endif
 
+  kernel(module, "dequantize_packed", &cuda::dequantize_packed, {{"packed", u8}, {"centers", any}, {"out", any}});
+  kernel(module, "lut_linear", &cuda::lut_linear,
+         {{"x", any}, {"packed", u8}, {"centers", f32}, {"bias", f32}, {"out", any}, {"workspace", u8}});
+  workspace(module, "lut_linear", &cuda::lut_linear_workspace);
   kernel(module, "quped_step", &cuda::quped_step,
          {{"x", f32},
           {"grad", f32},

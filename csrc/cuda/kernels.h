@@ -16,6 +16,12 @@ namespace qk::cuda {
 using View = const TensorView&;
 using Views = const std::vector<TensorView>&;
 
+void dequantize_packed(Stream stream, View packed, View centers, int64_t bits, const std::vector<int64_t>& shape,
+                       View out);
+int64_t lut_linear_workspace(View x, View packed, View centers, const std::optional<TensorView>& bias, int64_t bits,
+                             const std::vector<int64_t>& shape);
+void lut_linear(Stream stream, View x, View packed, View centers, const std::optional<TensorView>& bias, int64_t bits,
+                const std::vector<int64_t>& shape, View out, View workspace);
 int64_t quped_step_workspace(Views x, Views grad, Views quantized_grad, Views first, Views second, Views centers,
                              Views sharpness, Views strength, const std::string& chain, const std::string& optimizer,
                              const std::string& norm, double lr, double weight_decay, double beta1, double beta2,
