@@ -15,6 +15,7 @@ from fl.storage import write_atomic
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#525252", "#92400e")
 DASHES = ("-", "--", ":")  # for the first, second and third time that a color is used
+MARKERS = ("o", "s", "^")  # likewise
 FEW = 8  # groups whose names fit into a figure
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 
@@ -38,7 +39,8 @@ def write_groups(groups: Sequence[Group], out: Path) -> None:
         {**group.row(), "color": COLORS[k % len(COLORS)], "ahead": None if group is first else first.ahead_of(group)}
         for k, group in enumerate(groups)
     ]
-    best = max(row["mean"] for row in rows)
+    most = max(row["seeds"] for row in rows)
+    best = max(row["mean"] for row in rows if row["seeds"] == most)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         rows=rows,
         best=best,
@@ -114,9 +116,13 @@ def _over(groups: Sequence[Group], along: Callable[[Sequence[dict[str, Any]]], l
         if len(groups) <= FEW:
             axes.legend(loc="lower right", frameon=False, fontsize=9)
         else:
-            axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+            _legend_below(axes)
 
     return _svg(draw)
+
+
+def _legend_below(axes: Any) -> None:
+    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7)
 
 
 def _by_client(groups: Sequence[Group]) -> str:
@@ -148,12 +154,20 @@ def _by_size(groups: Sequence[Group]) -> str:
             row = group.row()
             if row["model"] is not None and row["finished"]:
                 color, place = COLORS[k % len(COLORS)], (row["model"], row["mean"])
-                axes.errorbar(*place, yerr=row["sd_seeds"], fmt="o", color=color, markersize=8, capsize=3)
-                style: dict[str, Any] = {"fontsize": 9 if len(groups) <= FEW else 6.5, "color": color}
-                axes.annotate(group.label, place, xytext=(8, 6), textcoords="offset points", **style)
+                marker = MARKERS[k // len(COLORS) % len(MARKERS)]
+                size = 8 if len(groups) <= FEW else 5
+                axes.errorbar(
+                    *place, yerr=row["sd_seeds"], fmt=marker, color=color, markersize=size, capsize=3, label=group.label
+                )
+                if len(groups) <= FEW:
+                    axes.annotate(
+                        group.label, place, xytext=(8, 6), textcoords="offset points", fontsize=9, color=color
+                    )
         axes.set(xlabel="model file, KiB", ylabel="test accuracy, %")
         axes.margins(x=0.25, y=0.2)
         axes.set_xlim(left=0)
+        if len(groups) > FEW:
+            _legend_below(axes)
 
     return _svg(draw)
 

@@ -19,7 +19,7 @@ def draw(study: Study, rows: Sequence[Json], path: Path) -> None:
 
     ran = [row for row in rows if row["seeds"]]
     first = {row["method"]: row for row in reversed(ran)}  # the first column's where there are both
-    order = sorted(first, key=lambda name: first[name]["accuracy"])
+    order = sorted(first, key=lambda name: first[name]["ahead"] or 0.0)  # paired: lines may differ in their seeds
     places = {name: place for place, name in enumerate(order)}
     figure = Figure(figsize=(10, 1.3 + 0.28 * len(order)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

@@ -77,7 +77,7 @@ class Method:
 
     def label_of(self, steps: int | None) -> str:
         """What prose calls the line of so many adaptation steps."""
-        return self.label if steps is None else f"{self.label} with {steps} test steps"
+        return self.label if steps is None else f"{self.label} with {steps} test step{'' if steps == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ def markdown(study: Study, rows: Sequence[Json]) -> str:
 def _table(study: Study, rows: Sequence[Json]) -> str:
     """One line a method; the second column's accuracy and difference stand beside the first's."""
     second = {row["method"]: row for row in rows if row["column"] == "evaluations"}
+    if not any(row["seeds"] for row in second.values()):  # named below as not run
+        second = {}
     reference = next(method.label for method in study.methods if study.paper.reference in dict(method.lines))
     titles = ["method", "test steps", "test % ± sd", "worst decile %", f"to {reference} (se)"]
     if second:
@@ -96,23 +98,32 @@ def _origin(rows: Sequence[Json]) -> str:
 
 
 def unfinished(study: Study, rows: Sequence[Json]) -> list[str]:
-    """One line a method and column that has not all its seeds: how far each came."""
+    """What has not all its seeds: how far each run came, and what has not been started."""
     lines = []
-    for method in study.methods:
-        line, _ = method.lines[-1]
-        for row in (row for row in rows if row["method"] == line):
-            state = [_state(row, seed) for seed in row["planned"] if seed not in row["seeds"]]
-            if state:
-                lines.append(f"- {method.name}, equal {row['column']}: {', '.join(state)}")
+    for column in study.columns:
+        waiting: dict[str, list[str]] = {}
+        for method in study.methods:
+            line, _ = method.lines[-1]
+            row = next(row for row in rows if (row["column"], row["method"]) == (column, line))
+            missing = [seed for seed in row["planned"] if seed not in row["seeds"]]
+            started = [seed for seed in missing if seed in row["diverged"] or str(seed) in row["unfinished"]]
+            lines += [f"- {method.name}, equal {column}: {_state(row, seed)}" for seed in started]
+            left = [seed for seed in missing if seed not in started]
+            if left:
+                seeds = f"seed{'s' if len(left) > 1 else ''} {', '.join(map(str, left))}"
+                waiting.setdefault(seeds, []).append(method.name)
+        lines += [f"- equal {column}, {seeds} not run: {_names(study, names)}" for seeds, names in waiting.items()]
     return lines and ["Not finished:", "", *lines]
+
+
+def _names(study: Study, names: Sequence[str]) -> str:
+    return "every method" if len(names) == len(study.methods) else ", ".join(names)
 
 
 def _state(row: Json, seed: int) -> str:
     if seed in row["diverged"]:
         return f"seed {seed} diverged"
-    if str(seed) in row["unfinished"]:
-        return f"seed {seed} round {row['unfinished'][str(seed)]} of {row['rounds']}"
-    return f"seed {seed} not run"
+    return f"seed {seed} round {row['unfinished'][str(seed)]} of {row['rounds']}"
 
 
 def trials(rows: Sequence[Mapping[str, Any]]) -> str:

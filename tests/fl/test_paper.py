@@ -318,8 +318,9 @@ def test_a_killed_set_says_how_far_it_came_and_goes_on_to_the_same_rows(finished
     came = re.search(r"- quped, equal rounds: seed 0 round (\d+) of 40\n", shown)
     assert came
     assert 3 <= int(came[1]) < 40
-    assert "- float, equal rounds: seed 0 not run\n" in shown
-    assert "- fedavg, equal evaluations: seed 0 not run\n" in shown
+    assert "- equal rounds, seed 0 not run: float, fedavg\n" in shown
+    assert "- equal evaluations, seed 0 not run: every method\n" in shown
+    assert "equal evaluations: test %" not in shown
     assert command(*arguments, "--out", tmp_path / "killed").exit_code == 0
     assert command(*arguments, "--out", tmp_path / "whole").exit_code == 0
     parsed = tiny(long)
