@@ -36,6 +36,15 @@ def hot_kernels() -> dict[str, int]:
     for soft in ("true", "false"):
         hot[f"quped_spans<{soft}, false, true>"] = 4  # x, both gradients, the momentum
         hot[f"quped_spans<{soft}, true, true>"] = 5
+    for bits in (1, 2, 3, 4):  # a lane's pieces of four rows of W
+        for tiles in (1, 2):  # batches to 8 and to 16
+            for name, _ in _FLOATS[1:]:
+                hot[f"lut_mma_kernel<{name}, {bits}, {tiles}>"] = 12 if bits == 3 else 4
+    for bits in (2, 3, 4):
+        hot[f"lut_fma_kernel<{bits}, 1>"] = 12 if bits == 3 else 4
+    for bits in range(1, 9):
+        for value in ("unsigned int", "unsigned short"):
+            hot[f"dequantize_packed_kernel<{bits}, {value}>"] = 1
     return hot
 
 

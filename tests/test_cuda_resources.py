@@ -20,7 +20,7 @@ HOT = resources.hot_kernels()
 
 @pytest.mark.skipif(MISSING is not None, reason=f"CUDA RESOURCES NOT READ: {MISSING}")
 @pytest.mark.parametrize("target", resources.TARGETS if EVERYTHING else resources.TARGETS[-1:])
-@pytest.mark.parametrize("file", ["soft_quantize.cu", "soft_quantize_backward.cu", "quped_step.cu"])
+@pytest.mark.parametrize("file", ["soft_quantize.cu", "soft_quantize_backward.cu", "quped_step.cu", "lut_mma_4.cu"])
 def test_a_kernel_compiles_without_spills_and_with_wide_loads(file: str, target: str) -> None:
     rows = resources.compiled(resources.SOURCES / file, target)
     assert any(row.wide_loads_needed for row in rows), "no kernel here is bound by memory: the names changed"
