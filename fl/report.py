@@ -14,6 +14,7 @@ A record is one line of records.jsonl, one a round; round 0 is the state before 
   bytes_down         sent to the drawn clients;  bytes_up: received from them, late messages included
   bytes_by_client    [down, up] by client number, as text
   bytes_down_float32, bytes_up_float32   what these would be with every float in 32 bits
+  stacks             with the engine "stacked": the clients that were trained together;  alone: why each other one was not
   seconds            wall-clock time of the round; the only number that a repeated run does not repeat
 """
 
