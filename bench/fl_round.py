@@ -246,7 +246,7 @@ TABLES = [
             ),
             Column("QuPeD scores", "QuPeD simultaneous: scores", "QuPeD simultaneous", percent=True),
             Column("pool 2 / FedAvg", "pool 2", "FedAvg"),
-            Column("stacked / plain", "stacked FedAvg", "plain loop", _Every(at_most(1 / 3)[0], "MLP")),
+            Column("stacked / plain", "stacked FedAvg", "plain loop", _Every(at_most(0.33)[0], "MLP")),
             Column("stacked QuPeD / QuPeD", "stacked QuPeD simultaneous", "QuPeD simultaneous"),
             Column("simultaneous / FedAvg", "QuPeD simultaneous", "FedAvg"),
             Column("alternating / FedAvg", "QuPeD alternating", "FedAvg", _Every(at_most(4.3)[0])),
