@@ -75,7 +75,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 @NEEDS_TRITON
 def test_every_kernel_agrees_with_the_reference_when_interpreted() -> None:
-    """tests/test_every_op.py on the Triton kernels, in a process of its own: Triton reads the variable when it is imported."""
+    """test_every_op.py on the Triton kernels and their regimes, in a process of its own: Triton reads the variable on import."""
     options = (
         "-q",
         "-k",
@@ -86,7 +86,8 @@ def test_every_kernel_agrees_with_the_reference_when_interpreted() -> None:
         "ignore::RuntimeWarning",
     )  # numpy's overflow in exp
     profile = os.environ.get("HYPOTHESIS_PROFILE") or "interpreted"
-    done = python("-m", "pytest", "tests/test_every_op.py", *options, TRITON_INTERPRET="1", HYPOTHESIS_PROFILE=profile)
+    files = ("tests/test_every_op.py", "tests/test_triton_regimes.py")
+    done = python("-m", "pytest", *files, *options, TRITON_INTERPRET="1", HYPOTHESIS_PROFILE=profile)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 

@@ -183,5 +183,5 @@ def why_not(name: str, op: str, args: tuple[Any, ...]) -> str | None:
         return None
     missing = module(name).unavailable()
     if missing is None and op not in module(name).ops():
-        return "has no kernel for this op"
+        return getattr(module(name), "COMPOSED", {}).get(op, "has no kernel for this op")
     return missing or _objection(name, op, args, _device(args))

@@ -26,6 +26,10 @@ NAME = "triton"
 _INTERPRET = "TRITON_INTERPRET"
 _KERNELS = Path(__file__).resolve().parent.parent / "kernels"
 _LEAST = (8, 0)  # compute capability: bfloat16 in hardware
+# Ops that have no kernel here by design, and why.
+COMPOSED = {
+    "init_centers": "has no kernel by design: called once a tensor, it is made of torch calls, its exact k-means on the host"
+}
 
 
 def interpreted() -> bool:

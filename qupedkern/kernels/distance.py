@@ -1,5 +1,5 @@
 """distance in Triton, and its gradient. Forward: reads x alone and leaves one partial sum a tile; bound by memory for m <= 4.
-Backward: as that of hard_quantize, with the pull of each weight as the gradient."""
+The backward is in _cells.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._cells import cell_gradient
 from ._launch import BACKWARD_BYTES, rows_of
-from ._math import center, code_of, load_floats, narrow, nearest, sign, store_tile, tile_of
-from ._sums import cell_partials, new_partials, sum_partials
+from ._math import load_floats, nearest, tile_of
+from ._sums import new_partials, sum_partials
 
 
 @triton.jit
@@ -36,31 +37,7 @@ def distance(x: Tensor, centers: Tensor, norm: str, out: Tensor) -> None:
     sum_partials(partials, out, 1)
 
 
-@triton.jit
-def _distance_backward(
-    grad, x, centers, grad_x, partials, n, blocks,
-    L1: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr, ONE_ROW: tl.constexpr,
-):  # fmt: skip
-    row, start, left = tile_of(n, blocks, BLOCK, ONE_ROW)
-    values = load_floats(x + start, left, BLOCK)
-    c = centers + row * M
-    code = code_of(values, c, M)
-    gap = values - center(code, c, M)
-    pull = tl.load(grad) * (sign(gap) if L1 else 2 * gap)
-    cell_partials(partials, tl.where(tl.arange(0, BLOCK) < left, -pull, 0.0), code, M)
-    store_tile(grad_x + start, narrow(pull, grad_x.dtype.element_ty), left, BLOCK)
-
-
 def distance_backward(
     grad: Tensor, x: Tensor, centers: Tensor, norm: str, grad_x: Tensor, grad_centers: Tensor
 ) -> None:
-    if not x.numel():
-        grad_centers.zero_()
-        return
-    cut = rows_of(x, centers, BACKWARD_BYTES)
-    partials = new_partials(x, cut.programs, centers.shape[-1])
-    _distance_backward[cut.grid](
-        grad, x, centers, grad_x, partials, cut.n, cut.blocks, norm == "l1", centers.shape[-1], cut.BLOCK,
-        cut.groups == 1, num_warps=cut.num_warps,
-    )  # fmt: skip
-    sum_partials(partials, grad_centers, cut.groups)
+    cell_gradient(grad, x, centers, norm, grad_x, grad_centers)

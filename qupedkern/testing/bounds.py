@@ -26,7 +26,8 @@ def cell_total(values: Tensor, codes: Tensor, m: int) -> Tensor:
 
 def smallest_of(op: str, args: tuple[Any, ...], dtype: torch.dtype) -> float:
     """eta of an op that computes in dtype, given its arguments."""
-    return FLUSHED_BELOW if op == "lut_linear" and args[0].dtype == torch.bfloat16 else SMALLEST[dtype]
+    products = op in ("lut_linear", "lut_linear_backward")
+    return FLUSHED_BELOW if products and args[0].dtype == torch.bfloat16 else SMALLEST[dtype]
 
 
 def with_output_rounding(bound: Tensor | float, expected: Tensor, dtype: torch.dtype, u: float) -> Tensor:

@@ -71,6 +71,8 @@ def lut_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """grad_x: dot products over the outputs.  grad_bias: sums over the batch.  grad_centers: each weight's gradient is a dot
     product over the batch, (B + 1) u of its terms, and adding n_k of them gives n_k u more. Any order of addition.
+
+    Where numbers below eta = 2^-126 count as zero, the terms of both products lose eta times their other factor besides.
     """
     batch = math.prod(x.shape[:-1])
     codes = unpack_codes(packed, bits, shape)
@@ -83,9 +85,15 @@ def lut_linear_backward(
     index, terms = codes.reshape(by_group).long(), to_weight.reshape(by_group)
     total, count = cell_total(terms, index, levels), cell_total(torch.ones_like(terms), index, levels)
     to_centers = (batch + 1 + count) * (u * total + eta * count)
+    bound_x = (shape[0] + 1) * (u * to_x + eta)
     to_bias = slopes.sum(0) if bias is not None else slopes.new_zeros(0)
+    if eta == FLUSHED_BELOW:
+        finite, given = slopes.nan_to_num(posinf=0.0), rows.nan_to_num(posinf=0.0)
+        bound_x = bound_x + eta * (finite.sum(1, keepdim=True) + weight.sum(0))
+        lost = eta * (finite.sum(0)[:, None] + given.sum(0))  # of the gradient of a weight
+        to_centers = to_centers + cell_total(lost.reshape(by_group), index, levels)
     sizes = (to_x, total, to_bias)
-    bounds = ((shape[0] + 1) * (u * to_x + eta), to_centers, (batch + 1) * (u * to_bias + eta))
+    bounds = (bound_x, to_centers, (batch + 1) * (u * to_bias + eta))
     shapes = (x.shape, centers.shape, to_bias.shape)
     return tuple(  # type: ignore[return-value]
         torch.where(size > largest_number(u), math.inf, bound).reshape(like)
