@@ -145,8 +145,8 @@ def _small(device: str) -> Iterator[GpuCase]:
     counts = [torch.randint(1000, (3, 4), device=device) for _ in c]
     zero, rate = [torch.zeros(1, device=device) for _ in c], torch.zeros(20, device=device)
     grads = [torch.zeros(4, device=device) for _ in c]
-    args = (c, grads, counts, [], zero, rate, "l1", "counted", 10.0)  # a rate of 0 keeps the centers
-    chosen, candidates = by_backend("center_step", args, lambda: torch.ops.qupedkern.center_step(*args))
+    step: tuple[Any, ...] = (c, grads, counts, [], zero, rate, "l1", "counted", 10.0)  # a rate of 0 keeps the centers
+    chosen, candidates = by_backend("center_step", step, lambda: torch.ops.qupedkern.center_step(*step))
     yield GpuCase("center_step 20 tensors, m=4", chosen, 0.0, candidates, lambda: None)
 
 

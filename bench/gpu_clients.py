@@ -57,7 +57,7 @@ def _measure(bench: Bench, count: int) -> None:
         name: {"time_us": [round(1e6 * seconds_a_round(engine, clients), 1)] * 3, "way": "wall clock"}
         for name, engine in (("kernel", "stacked"), ("serial", "serial"))
     }
-    ratios = {"serial": times["serial"]["time_us"][1] / times["kernel"]["time_us"][1]}  # type: ignore[index,operator]
+    ratios = {"serial": times["serial"]["time_us"][1] / times["kernel"]["time_us"][1]}  # type: ignore[operator]
     bench.journal.write(
         "row", part="clients", name=f"round of {count} clients on the processor, stacked", backend="stacked", bytes=0,
         times=times, ratios=ratios,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ def _weight(
             fail(f"lut_linear: {name}, {bits} bits", error)
     for batch in plan.batches:
         x = torch.randn(batch, inputs, device=device).to(HALF)
-        given = {"bfloat16 matmul": _rotating(lambda w, x=x: torch.nn.functional.linear(x, w), dense)}
+        given = {"bfloat16 matmul": _rotating(partial(torch.nn.functional.linear, x), dense)}
         given |= {name: rival(x) for name, rival in rivals.items() if rival is not None}
         yield _case((x, packed[0], c, None, bits, [out, inputs]), weight, packed, given, f"batch {batch}")
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,8 +22,8 @@ def ceilings(bench: Bench) -> Iterator[Job]:
     for name, (candidate, amount) in found.items():
         yield (
             name,
-            lambda bench, name=name, candidate=candidate, amount=amount: _ceiling(bench, name, candidate, amount),
-        )  # type: ignore[misc]
+            partial(_ceiling, name=name, candidate=candidate, amount=amount),
+        )
     if bench.clock.is_gpu and torch.version.cuda:
         yield "rates of a multiprocessor", _rates
 
