@@ -8,7 +8,7 @@ Everything that the text shows is computed from rows alone, so a file of them ca
   evaluations, bytes_up, bytes_down, model_bytes, seconds    means over these seeds; model_bytes over clients too
   accuracy, sd_seeds, worst_decile, ahead, ahead_se          see Row
   unfinished     {seed: rounds done} of started ones;  diverged: seeds that left the finite numbers
-  commits, machine, torch, threads, parameters
+  commits, machine, torch, threads, parameters;  built_with: torch and kernels, as the runs' manifests say
 """
 
 import json
@@ -131,7 +131,7 @@ def _row(study: Study, line: str, steps: int | None, cells: Sequence[Cell], dire
         manifest = read_json(path / "run.json")
         if origin is None:
             continue
-        origins[cell.seed] = {**origin, "threads": (manifest or {}).get("threads")}
+        origins[cell.seed] = {**origin, **{key: (manifest or {}).get(key) for key in ("threads", "built_with")}}
         summary = read_json(path.with_name(line) / "summary.json")
         if summary is None and steps in (None, *method.adapt[:1]):
             summary = read_json(path / "summary.json")
@@ -167,6 +167,7 @@ def _row(study: Study, line: str, steps: int | None, cells: Sequence[Cell], dire
         "commits": sorted({origin["commit"] for origin in origins.values()}),
         "machine": first.get("machine"),
         "torch": first.get("torch"),
+        "built_with": sorted({origin["built_with"] for origin in origins.values() if origin["built_with"]}),
         "threads": first.get("threads"),
         "parameters": asdict(cells[0].config.algorithms[method.algorithm]),  # type: ignore[call-overload]
         "accuracies": [[round(value, 4) for value in one] for one in accuracies],

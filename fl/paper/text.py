@@ -89,7 +89,9 @@ def _origin(rows: Sequence[Json]) -> str:
     if not ran:
         return ""
     commits = sorted({commit for row in ran for commit in row["commits"]})
-    machines = sorted({f"{row['machine']}, torch {row['torch']}, threads {row['threads']}" for row in ran})
+    machines = sorted(
+        {f"{row['machine']}, threads {row['threads']}, {one}" for row in ran for one in row["built_with"]}
+    )
     return (
         f"Test accuracy of the shipped files, mean over clients, ± sd over seeds; worst decile: mean of the lowest tenth of "
         f"the clients; differences client by client, standard error over all clients and seeds; test steps: gradient steps "

@@ -262,6 +262,7 @@ def test_the_table_holds_what_the_runs_have_left(finished: Path) -> None:
     row = found["rounds", "quped"]
     assert row["accuracy"] == pytest.approx(np.mean(row["accuracies"]), abs=1e-3)
     assert row["ahead"] is None
+    assert len(row["built_with"]) == 1
     gaps = np.subtract(found["rounds", "float"]["accuracies"], row["accuracies"])
     assert found["rounds", "float"]["ahead"] == pytest.approx(gaps.mean())
 
