@@ -113,7 +113,8 @@ def _repeat_(module: nn.Module, size: int) -> None:
 @torch.no_grad()
 def _stacked_linear(layer: nn.Module, size: int) -> nn.Module:
     bias = layer.bias if isinstance(layer.bias, Tensor) else None
-    wide = StackedLinear(layer.weight.repeat(size, 1), None if bias is None else bias.repeat(size), size)  # type: ignore[operator]
+    assert isinstance(layer.weight, Tensor)  # which nn.Module does not say of its attributes
+    wide = StackedLinear(layer.weight.repeat(size, 1), None if bias is None else bias.repeat(size), size)
     wide.train(layer.training)
     if not isinstance(layer, QuantizedLayer):
         return wide

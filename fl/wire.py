@@ -99,7 +99,7 @@ class Wire(Algorithm):
         return self._sent(update, state, received)
 
     @property
-    def stackable(self) -> bool:  # type: ignore[override]
+    def stackable(self) -> bool:  # type: ignore[override]  # as name
         return self.inner.stackable
 
     def kind(self, client: Client, state: ClientState) -> Hashable:

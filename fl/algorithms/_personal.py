@@ -68,7 +68,7 @@ class FloatSGD:
 class StackQuPeD(qk.QuPeD):
     """qk.QuPeD of a stack's model, whose losses are [K]."""
 
-    def step(  # type: ignore[override]
+    def step(  # type: ignore[override]  # torch declares two overloads
         self, closure: Callable[[], Tensor] | None = None, grad_scaler: Any = None
     ) -> Tensor:
         """As qk.QuPeD's; returns f(x) of each client, [K], detached."""

@@ -169,7 +169,7 @@ def _row(study: Study, line: str, steps: int | None, cells: Sequence[Cell], dire
         "torch": first.get("torch"),
         "built_with": sorted({origin["built_with"] for origin in origins.values() if origin["built_with"]}),
         "threads": first.get("threads"),
-        "parameters": asdict(cells[0].config.algorithms[method.algorithm]),  # type: ignore[call-overload]
+        "parameters": asdict(cells[0].config.algorithms[method.algorithm]),  # type: ignore[call-overload]  # as in describe
         "accuracies": [[round(value, 4) for value in one] for one in accuracies],
     }
 
