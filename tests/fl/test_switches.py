@@ -99,7 +99,7 @@ SWITCHES = [
     *of("per_fedavg", {"momentum": 0.5, "hessian": "difference"}, **CNN),
     Switch("per_fedavg", "delta", 0.1, {**CNN, "per_fedavg": {"hessian": "difference"}}),
     *shared("pfedme"),
-    *of("pfedme", {"coupling": 2.0, "inner_steps": 2, "global_rate": 0.5, "beta": 0.5}, **CNN),
+    *of("pfedme", {"coupling": 0.5, "inner_steps": 2, "global_rate": 0.5, "beta": 0.5}, **CNN),
 ]
 ELSEWHERE = {  # what a run's outcome cannot show, or needs more than the embedded data
     ("experiment", "name"): "test_a_configuration_is_read_whole",
