@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,14 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups"),
 ]
 ROOT = Path(__file__).parents[2]
-MINUTES = 60.0
-CONFIG = """
-[experiment]
-name = "tiny"
-rounds = 3
-sample = 0.5
-evaluations = 6
+PATIENCE = 30 * 60.0  # seconds; Flower starts a process a message, each of which imports torch
 
-[data]
-name = "digits"
-classes_per_client = [4, 5]
 
-[[clients]]
-count = 2
-architecture = "mlp"
-bits = 2
-
-[[clients]]
-count = 2
-architecture = "cnn"
-bits = "ternary"
-"""
+@pytest.fixture
+def config_text(config_text: str) -> str:
+    """Two clients of one kind and two of another, three rounds."""
+    text = config_text.replace("rounds = 2", "rounds = 3").replace("count = 3", "count = 2")
+    return text + '\n[[clients]]\ncount = 2\narchitecture = "cnn"\nbits = "ternary"\n'
 
 
 class Programs:
@@ -72,7 +59,7 @@ class Programs:
 
     def run(self, *arguments: object) -> None:
         process = self.start(*arguments)
-        assert process.wait(10 * MINUTES) == 0, self.logs()
+        assert process.wait(PATIENCE) == 0, self.logs()
 
     def logs(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._directory.glob("log*.txt")))
@@ -96,9 +83,8 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 
 @pytest.fixture
-def serial(programs: Programs, tmp_path: Path) -> Path:
-    (tmp_path / "tiny.toml").write_text(CONFIG)
-    programs.run("run", tmp_path / "tiny.toml", "--out", tmp_path / "serial")
+def serial(programs: Programs, config_file: Path, tmp_path: Path) -> Path:
+    programs.run("run", config_file, "--out", tmp_path / "serial")
     return tmp_path / "serial" / "quped"
 
 
@@ -126,41 +112,63 @@ def test_tensors_of_every_type_survive_flowers_records() -> None:
 
 
 def test_the_simulation_gives_the_bits_of_the_serial_engine(
-    outcome: Outcome, programs: Programs, serial: Path, tmp_path: Path
+    outcome: Outcome, programs: Programs, config_file: Path, serial: Path, tmp_path: Path
 ) -> None:
-    programs.run("run", tmp_path / "tiny.toml", "--out", tmp_path / "sim", "--engine", "flower", "--workers", 2)
+    programs.run("run", config_file, "--out", tmp_path / "sim", "--engine", "flower", "--workers", 2)
     assert outcome(tmp_path / "sim" / "quped") == outcome(serial)
 
 
-def test_a_deployment_gives_the_bits_of_the_serial_engine_though_a_node_is_killed(
-    outcome: Outcome, programs: Programs, serial: Path, tmp_path: Path
-) -> None:
-    """A server and two nodes; one is killed when it has trained, and started again with the same directory."""
+@dataclass
+class Deployment:
+    """A server and two nodes on this machine, and what they leave."""
+
+    programs: Programs
+    directory: Path
+    port: int
+
+    def serve(self, config: Path, *options: object) -> subprocess.Popen[bytes]:
+        out = self.directory / "served"
+        return self.programs.start("serve", config, "--out", out, "--port", self.port, "--patience", 600, *options)
+
+    def join(self, clients: str, *options: object) -> subprocess.Popen[bytes]:
+        state, server = self.directory / f"node{clients}", f"127.0.0.1:{self.port}"
+        return self.programs.start("join", clients, "--state", state, "--server", server, *options)
+
+    def trained(self) -> list[Path]:
+        return sorted(self.directory.glob("node*/*/state/client_*"))
+
+    def assert_same(self, serial: Path, outcome: Outcome) -> None:
+        """The bits of a serial run: records, global model, and what each node has kept and shipped."""
+        got, expected = outcome(self.directory / "served" / "quped"), outcome(serial)
+        for name in ("records", "summary", "state/server.3.safetensors"):
+            assert got[name] == expected[name]
+        for path in [*serial.glob("state/client_*"), *serial.glob("models/client_*")]:
+            (kept,) = self.directory.glob(f"node*/*/{path.parent.name}/{path.name}")
+            assert kept.read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.fixture
+def deployment(programs: Programs, tmp_path: Path) -> Deployment:
     from fl.engines.deployment import free_port
 
-    port = free_port()
-    server = programs.start(
-        *("serve", tmp_path / "tiny.toml", "--out", tmp_path / "served", "--port", port, "--patience", 300)
-    )
-    nodes = {
-        clients: ("join", clients, "--state", tmp_path / f"node{clients}", "--server", f"127.0.0.1:{port}")
-        for clients in ("0,1", "2-3")
-    }
-    running = {clients: programs.start(*arguments) for clients, arguments in nodes.items()}
-    deadline = time.monotonic() + 10 * MINUTES
-    while not (trained := sorted(tmp_path.glob("node*/*/state/client_*"))):
-        assert time.monotonic() < deadline, programs.logs()
-        assert server.poll() is None, programs.logs()
+    return Deployment(programs, tmp_path, free_port())
+
+
+def test_a_deployment_gives_the_bits_of_the_serial_engine_though_a_node_is_killed(
+    outcome: Outcome, deployment: Deployment, config_file: Path, serial: Path
+) -> None:
+    """A server and two nodes; one is killed when it has trained, and started again with the same directory."""
+    server = deployment.serve(config_file)
+    running = {clients: deployment.join(clients) for clients in ("0,1", "2-3")}
+    deadline = time.monotonic() + PATIENCE
+    while not (trained := deployment.trained()):
+        assert time.monotonic() < deadline, deployment.programs.logs()
+        assert server.poll() is None, deployment.programs.logs()
         time.sleep(0.05)
-    victim = trained[0].relative_to(tmp_path).parts[0].removeprefix("node")
+    victim = trained[0].relative_to(deployment.directory).parts[0].removeprefix("node")
     os.killpg(running[victim].pid, signal.SIGKILL)
     running[victim].wait()
     assert server.poll() is None, "the run ended before the node could be killed"
-    programs.start(*nodes[victim])
-    assert server.wait(10 * MINUTES) == 0, programs.logs()
-    got, expected = outcome(tmp_path / "served" / "quped"), outcome(serial)
-    for name in ("records", "summary", "state/server.3.safetensors"):
-        assert got[name] == expected[name]
-    for path in [*serial.glob("state/client_*"), *serial.glob("models/client_*")]:
-        (kept,) = tmp_path.glob(f"node*/*/{path.parent.name}/{path.name}")
-        assert kept.read_bytes() == path.read_bytes(), path.name
+    deployment.join(victim)
+    assert server.wait(PATIENCE) == 0, deployment.programs.logs()
+    deployment.assert_same(serial, outcome)
