@@ -30,12 +30,16 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim judged. value: points or percent, None where runs are missing;  error: standard error of a difference."""
+    """A claim judged. value: points or percent, None where runs are missing;  error: standard error of a difference.
+
+    seeds: those it was judged by.
+    """
 
     claim: Claim
     value: float | None
     error: float | None
     holds: bool | None
+    seeds: tuple[int, ...] = ()
 
 
 def read_rows(study: Study, directory: Path) -> list[Json]:
@@ -112,13 +116,14 @@ def _verdict(claim: Claim, rows: Mapping[str, Json]) -> Verdict:
         if not first["seeds"] or None in first["shared"]:
             return Verdict(claim, None, None, None)
         value = float(np.mean(first["shared"]))
-        return Verdict(claim, value, None, value >= claim.shared_at_least)
+        return Verdict(claim, value, None, value >= claim.shared_at_least, tuple(first["seeds"]))
     assert claim.second is not None
     gap = difference(first, rows[claim.second])
     if gap is None:
         return Verdict(claim, None, None, None)
     holds = gap[0] >= claim.at_least if claim.at_least is not None else abs(gap[0]) <= (claim.within or 0.0)
-    return Verdict(claim, *gap, holds)
+    seeds = tuple(seed for seed in first["seeds"] if seed in rows[claim.second]["seeds"])
+    return Verdict(claim, *gap, holds, seeds)
 
 
 def _row(study: Study, line: str, steps: int | None, cells: Sequence[Cell], directory: Path) -> Json:

@@ -80,7 +80,8 @@ def _claims(study: Study, verdicts: Sequence[Verdict]) -> str:
         sign = "" if claim.shared_at_least is not None else "+"
         measured = MISSING if verdict.value is None else f"{verdict.value:{sign}.2f}{error}"
         lines.append([what, needed, measured, {True: "yes", False: "**no**", None: ""}[verdict.holds]])
-    return _grid(["acceptance", "needed", "measured (se)", "holds"], lines, left=1)
+        lines[-1].append(str(len(verdict.seeds)))
+    return _grid(["acceptance", "needed", "measured (se)", "holds", "seeds"], lines, left=1)
 
 
 def _origin(rows: Sequence[Json]) -> str:

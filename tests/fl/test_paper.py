@@ -432,7 +432,9 @@ def test_a_claim_holds_on_the_right_side_of_its_bound(claim: Claim, holds: bool 
         row("other", [0, 1], [[88.0, 78.0], [68.0, 58.0]], shared=[None, None]),
         row("none", [], [], shared=[]),
     ]
-    assert rows.judge([claim], found)[0].holds is holds
+    verdict = rows.judge([claim], found)[0]
+    assert verdict.holds is holds
+    assert verdict.seeds == (() if holds is None else (0, 1))
 
 
 def test_trials_show_the_best_of_each_method() -> None:
