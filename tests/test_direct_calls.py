@@ -323,3 +323,21 @@ def test_threads_may_share_a_layer() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@NATIVE
+def test_memory_borrowed_first_in_inference_mode_serves_outside_of_it() -> None:
+    layer, input = packed_layer("conv2d"), INPUTS["conv2d"]()
+    found: list[Tensor] = []
+
+    def run() -> None:  # a thread of its own has borrowed nothing yet
+        with torch.inference_mode(), poisoned_outputs():
+            found.append(layer(input).clone())
+        with torch.no_grad(), poisoned_outputs():
+            found.append(layer(input))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(found) == 2
+    assert same_bits(found[0], found[1])

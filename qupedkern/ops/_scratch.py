@@ -30,8 +30,9 @@ def borrow(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor | None:
     if numel > _MOST:
         return None
     memory = _kept.memory.get(dtype)
-    if memory is None or memory.numel() < numel:
-        memory = _kept.memory[dtype] = torch.empty(numel, dtype=dtype)
-        _kept.views = {key: v for key, v in _kept.views.items() if key[0] != dtype}
-    view = _kept.views[dtype, shape] = memory[:numel].view(shape)
+    with torch.inference_mode(False):  # the next to borrow it may be outside of inference mode
+        if memory is None or memory.numel() < numel:
+            memory = _kept.memory[dtype] = torch.empty(numel, dtype=dtype)
+            _kept.views = {key: v for key, v in _kept.views.items() if key[0] != dtype}
+        view = _kept.views[dtype, shape] = memory[:numel].view(shape)
     return view
