@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 FLOWER := $(shell sed -n 's/^flower = \["\([^"]*\)".*/\1/p' pyproject.toml)
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 PYTEST_OPTIONS ?=
+# Worker processes of the test suite, a file in each at a time
+WORKERS ?= 2
+PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 CMAKE ?= cmake
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 # The kernels without Python: a C++ driver that calls every one of them (tests/native)
@@ -45,10 +48,10 @@ demo: install
 	$(BIN)/python -m fl run fl/configs/quickstart.toml --out "$(OUT)" --resume
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python $(PYTEST) $(PYTEST_OPTIONS)
 
 test-slow: install
-	HYPOTHESIS_PROFILE=slow $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	HYPOTHESIS_PROFILE=slow $(BIN)/python $(PYTEST) $(PYTEST_OPTIONS)
 
 # The tests of the extra 'flower', which `make test` names as skipped without it; the import makes its absence an error here.
 test-flower: install

@@ -31,6 +31,18 @@ settings.register_profile(  # on a GPU, whose kernels are compiled as the exampl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
+_LONG = (
+    "test_triton",
+    "test_cuda",
+    "test_kills",
+    "test_native_build",
+)  # a minute and more: begun first, workers end together
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.name.startswith(_LONG))
+
+
 def pytest_report_header() -> list[str]:
     """Nothing is left out in silence: a backend that cannot run here is named with its reason."""
     lines = [f"qupedkern: backends {', '.join(running_backends())}; torch {torch.__version__}"]
