@@ -120,7 +120,7 @@ def attempt(
             try:
                 return _directly(name, kernel, args, reader)
             except _REFUSALS:
-                pass
+                pass  # nothing is written yet; what follows takes these arguments or says what is wrong with them
     return call(name, *args) if otherwise is None else otherwise(*args)
 
 

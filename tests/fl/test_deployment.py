@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -214,8 +215,9 @@ def test_what_join_does_not_know_goes_to_flowers_node(
     assert command[-1] == f'clients="0,2,3" data="" state={json.dumps(str(tmp_path / "node"))}'
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_a_server_that_is_terminated_takes_its_processes_along() -> None:
+@contextmanager
+def server_with_a_process() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that has started one as `serve` does; its pid."""
     program = (
         "import os, sys, time; from fl.engines.deployment import _process\n"
         "with _process([sys.executable, '-c', 'import time; time.sleep(60)'], os.environ) as child:\n"
@@ -224,7 +226,12 @@ def test_a_server_that_is_terminated_takes_its_processes_along() -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
         assert parent.stdout is not None
-        child = int(parent.stdout.readline())
+        yield parent, int(parent.stdout.readline())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_a_server_that_is_terminated_takes_its_processes_along() -> None:
+    with server_with_a_process() as (parent, child):
         parent.terminate()
         assert parent.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
@@ -233,15 +240,7 @@ def test_a_server_that_is_terminated_takes_its_processes_along() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems end no process with its parent")
 def test_a_server_that_is_killed_takes_its_processes_along() -> None:
-    program = (
-        "import os, sys, time; from fl.engines.deployment import _process\n"
-        "with _process([sys.executable, '-c', 'import time; time.sleep(60)'], os.environ) as child:\n"
-        "    print(child.pid, flush=True); time.sleep(60)"
-    )
-    root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
+    with server_with_a_process() as (parent, child):
         parent.kill()
     deadline = time.monotonic() + 20
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
