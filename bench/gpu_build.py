@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,11 @@ def sm_rates(capability: str, target: Path, seconds: float, log: Path) -> Path:
     return target
 
 
-def attempt(journal: Journal, what: str, function: object, *arguments: object) -> bool:
+def attempt(journal: Journal, what: str, function: Callable[..., object], *arguments: object) -> bool:
     """Whether function(*arguments) went through; its failure stands in the journal."""
     try:
-        function(*arguments)  # type: ignore[operator]
-    except Exception as error:
+        function(*arguments)
+    except Exception as error:  # whatever it is, the other parts go on
         journal.write("failed", what=what, sentence=str(error)[:500] or type(error).__name__)
         return False
     return True

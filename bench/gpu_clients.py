@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,11 +54,12 @@ def seconds_a_round(engine: str, clients: list[Client]) -> float:
 
 def _measure(bench: Bench, count: int) -> None:
     clients = _clients(count)
-    times = {
-        name: {"time_us": [round(1e6 * seconds_a_round(engine, clients), 1)] * 3, "way": "wall clock"}
+    took_us = {
+        name: round(1e6 * seconds_a_round(engine, clients), 1)
         for name, engine in (("kernel", "stacked"), ("serial", "serial"))
     }
-    ratios = {"serial": times["serial"]["time_us"][1] / times["kernel"]["time_us"][1]}  # type: ignore[operator]
+    times = {name: {"time_us": [us] * 3, "way": "wall clock"} for name, us in took_us.items()}
+    ratios = {"serial": took_us["serial"] / took_us["kernel"]}
     bench.journal.write(
         "row", part="clients", name=f"round of {count} clients on the processor, stacked", backend="stacked", bytes=0,
         times=times, ratios=ratios,
@@ -66,7 +68,7 @@ def _measure(bench: Bench, count: int) -> None:
 
 def rounds(bench: Bench) -> Iterator[Job]:
     for count in bench.plan.clients:
-        yield f"round of {count} clients", lambda bench, count=count: _measure(bench, count)  # type: ignore[misc]
+        yield f"round of {count} clients", partial(_measure, count=count)
     if bench.clock.is_gpu:
         yield "a round on the GPU", _on_the_gpu
 

@@ -36,6 +36,7 @@ def _bitsandbytes(weight: Tensor, bits: int, rotated: int) -> Callable[[Tensor],
     """NF4 in blocks of 64; 4 bits alone."""
     if bits != 4 or importlib.util.find_spec("bitsandbytes") is None:
         return None
+    # Optional and without types.
     import bitsandbytes as bnb  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     def packed() -> Any:
@@ -49,6 +50,7 @@ def _gemlite(weight: Tensor, bits: int, rotated: int) -> Callable[[Tensor], Cand
     """Affine codes in groups of 64: 1, 2 and 4 bits."""
     if bits not in (1, 2, 4) or importlib.util.find_spec("gemlite") is None:
         return None
+    # Optional and without types.
     from gemlite.core import DType, GemLiteLinearTriton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     out, inputs = weight.shape
@@ -115,7 +117,7 @@ def _variant(
     weight = OPS["dequantize_packed"].reference(packed[0], c, bits, [out, inputs]).to(dtype)
     for batch in batches:
         x = torch.randn(batch, inputs, device=device).to(dtype)
-        given: dict[str, Candidate] = {f"{str(dtype)[6:]} matmul": lambda x=x: torch.nn.functional.linear(x, weight)}  # type: ignore[misc]
+        given: dict[str, Candidate] = {f"{str(dtype)[6:]} matmul": partial(torch.nn.functional.linear, x, weight)}
         name = f"batch {batch}, {str(dtype)[6:]}, table a {tables}"
         yield _case((x, packed[0], c, None, bits, [out, inputs]), weight, packed, given, name)
 

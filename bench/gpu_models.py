@@ -4,6 +4,7 @@ against torch.compile of the references."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,9 @@ def training_step(
     return plain
 
 
+_AS_GRAPH, _AS_COMPILED = ", CUDA graph", ", torch.compile"  # what the names of rows end with
+
+
 def captured(step: Callable[[], object], device: str) -> Callable[[], object]:
     """The step as a CUDA graph. RuntimeError where something in it cannot be captured."""
     stream = torch.cuda.Stream(device)
@@ -112,36 +116,21 @@ def _way(name: str, step: Callable[[], object], plain: Callable[[], object] | No
     return GpuCase(name, "chosen", 0.0, candidates, lambda: None)
 
 
+def _against_plain(name: str, network: tuple[str, int], device: str, variant: str, way: str) -> GpuCase:
+    """A QuPeD step beside the plain one, both as they are, as graphs or compiled."""
+    pair = [training_step(*network, device, kind, compiled=way == _AS_COMPILED) for kind in (variant, None)]
+    return _way(name, *([captured(step, device) for step in pair] if way == _AS_GRAPH else pair))
+
+
 def steps(device: str, sizes: tuple[tuple[str, int], ...]) -> Iterator[tuple[str, Callable[[], GpuCase]]]:
     """Each network's plain and QuPeD step as it is, then as a graph, then compiled. A step is made when its turn comes: one that
     cannot be captured or compiled is a failure with its name, and the others go on."""
-    for architecture, batch in sizes:
-        stem = f"{architecture} batch {batch}"
-        for variant in ("simultaneous", "hard"):
-            yield (
-                f"{stem}, QuPeD {variant}",
-                lambda a=architecture, b=batch, v=variant, s=stem: _way(  # type: ignore[misc]
-                    f"{s}, QuPeD {v}", training_step(a, b, device, v), training_step(a, b, device, None)
-                ),
-            )
-        if torch.device(device).type == "cuda":
-            yield (
-                f"{stem}, QuPeD simultaneous, CUDA graph",
-                lambda a=architecture, b=batch, s=stem: _way(  # type: ignore[misc]
-                    f"{s}, QuPeD simultaneous, CUDA graph",
-                    captured(training_step(a, b, device, "simultaneous"), device),
-                    captured(training_step(a, b, device, None), device),
-                ),
-            )
-    for architecture, batch in sizes:
-        yield (
-            f"{architecture} batch {batch}, QuPeD simultaneous, torch.compile",
-            lambda a=architecture, b=batch: _way(  # type: ignore[misc]
-                f"{a} batch {b}, QuPeD simultaneous, torch.compile",
-                training_step(a, b, device, "simultaneous", compiled=True),
-                training_step(a, b, device, None, compiled=True),
-            ),
-        )
+    graph = [("simultaneous", _AS_GRAPH)] if torch.device(device).type == "cuda" else []
+    plan = [(network, how) for network in sizes for how in (("simultaneous", ""), ("hard", ""), *graph)]
+    plan += [(network, ("simultaneous", _AS_COMPILED)) for network in sizes]
+    for network, (variant, way) in plan:
+        name = f"{network[0]} batch {network[1]}, QuPeD {variant}{way}"
+        yield name, partial(_against_plain, name, network, device, variant, way)
 
 
 def compiled(device: str, numel: int, levels: tuple[int, ...] = (4, 2, 16)) -> Iterator[GpuCase]:

@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -50,9 +50,13 @@ def _ops(bench: Bench) -> Iterator[gpu_cases.GpuCase]:
     return itertools.chain(gpu_cases.weight_steps(device, numel), gpu_cases.single_tensors(device, numel))
 
 
+def _made(make: Callable[[], gpu_cases.GpuCase], bench: Bench) -> None:
+    measure(bench, "models", make())
+
+
 def _models(bench: Bench) -> Iterator[Job]:
     for name, make in gpu_models.steps(bench.device, bench.plan.models):
-        yield name, lambda bench, make=make: measure(bench, "models", make())  # type: ignore[misc]
+        yield name, partial(_made, make)
 
 
 def _clients(bench: Bench) -> Iterator[Job]:

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def cases(part: str, found: Callable[[Bench], Iterator[GpuCase]]) -> Part:
 
     def jobs(bench: Bench) -> Iterator[Job]:
         for case in found(bench):
-            yield case.name, lambda bench, case=case: measure(bench, part, case)  # type: ignore[misc]
+            yield case.name, partial(measure, part=part, case=case)
 
     return jobs
 

@@ -17,7 +17,8 @@ from ._launch import BACKWARD_BYTES, rows
 from ._math import center, code_of, load_floats, narrow, tile_of
 from ._sums import cell_partials, new_partials, sum_partials
 
-_BINS = 2048  # counters a row of centers: cells times digits; a warp of tl.histogram keeps them in registers, and 4096 spill on sm_80
+# Counters a row of centers: cells times digits. A warp of tl.histogram keeps them in registers; 4096 spill on sm_80.
+_BINS = 2048
 _MOST_ROWS = 16384  # whose counters stay below 256 MiB
 _THREAD_BYTES = 64  # of x: a tile long enough to be worth its counters
 _LOWEST = tl.constexpr(0x007FFFFF)  # the key of minus infinity
