@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 Candidate = Callable[[], object]
 SLOW = 0.2  # seconds; a call as long as this says enough in fewer samples
 VERY_SLOW = 2.0
+REST = 0.01  # seconds
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,24 @@ def _seconds(candidate: Candidate, calls: int = 1) -> float:
     return (time.perf_counter() - started) / calls
 
 
-def _plan(candidate: Candidate, rounds: int, least_seconds: float, slow: float) -> tuple[int, range]:
-    """Calls a sample, and the rounds in which it is sampled: all, or fewer of a slow candidate, spread over the run."""
+def _settle(candidate: Candidate, once: float) -> None:
+    """A start that owes nothing to the candidate before: OpenMP's threads spin on for some 3 ms after its call, on cores that
+    others then miss, and once asleep they can take 8 ms to wake, which an untimed call of a quick candidate pays."""
+    if torch.get_num_threads() > 1:
+        time.sleep(REST)
+        if once < SLOW:
+            candidate()
+
+
+def _plan(candidate: Candidate, rounds: int, least_seconds: float, slow: float) -> tuple[float, int, range]:
+    """Seconds a call, calls a sample, and the rounds with a sample: all, or fewer of a slow candidate, spread over the run."""
     once = _seconds(candidate)  # the first call compiles, allocates and loads
     if once < VERY_SLOW:
         once = _seconds(candidate)
         if once < slow:
             once = _seconds(candidate)
     samples = rounds if once < slow else max(1, rounds // (3 if once < VERY_SLOW else 8))
-    return max(1, round(least_seconds / max(once, 1e-7))), range(0, rounds, max(1, rounds // samples))
+    return once, max(1, round(least_seconds / max(once, 1e-7))), range(0, rounds, max(1, rounds // samples))
 
 
 def interleaved(
@@ -54,8 +66,9 @@ def interleaved(
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(rounds):
         for name, candidate in candidates.items():
-            calls, turns = plans[name]
+            once, calls, turns = plans[name]
             if turn in turns:
+                _settle(candidate, once)
                 samples[name].append(1e6 * _seconds(candidate, calls))
     return {name: percentiles(values) for name, values in samples.items()}
 

@@ -12,6 +12,12 @@ from hypothesis import HealthCheck, settings
 from qupedkern import use_backend
 from qupedkern.testing.harness import missing_backends, poisoned_outputs, running_backends
 
+# Workers share the processors: torch's threads in each of them would spin on the cores of the others. Tests that are about
+# threads set their number.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes they start
+    torch.set_num_threads(1)
+
 _SLOW_MACHINE = (HealthCheck.too_slow, HealthCheck.data_too_large)  # a shared runner is no reason to fail
 settings.register_profile("dev", max_examples=25, deadline=None, suppress_health_check=_SLOW_MACHINE)
 settings.register_profile("ci", max_examples=120, deadline=None, derandomize=True, suppress_health_check=_SLOW_MACHINE)

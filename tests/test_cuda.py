@@ -17,6 +17,7 @@ import torch
 
 import qupedkern as qk
 from qupedkern.backends import MEASURED, ORDER, _native, module, order_of
+from qupedkern.backends._crossovers import WRITTEN_OUT
 from qupedkern.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +89,18 @@ def test_the_order_of_the_gpu_backends_is_one_table_whose_exceptions_name_their_
         assert sorted(order) == sorted(ORDER[device])
         assert op in OPS
         assert any(digit.isdigit() for digit in figures)
+
+
+@pytest.mark.parametrize(("dtype", "rows"), WRITTEN_OUT.items(), ids=str)
+def test_large_batches_go_to_the_backend_that_writes_the_weight_out(dtype: torch.dtype, rows: int) -> None:
+    def first(batch: tuple[int, ...]) -> str:
+        return order_of("cuda", "lut_linear", (torch.empty(*batch, 7, dtype=dtype),))[0]
+
+    assert first((rows - 1,)) == first((2, rows // 2 - 1)) == ORDER["cuda"][0]
+    assert first((rows,)) == first((2, rows // 2)) == "triton"
+    with qk.batch_invariant(True):
+        assert first((rows,)) == ORDER["cuda"][0]
+    assert set(order_of("cuda", "lut_linear", (torch.empty(rows, 7, dtype=dtype),))) == set(ORDER["cuda"])
 
 
 @pytest.fixture(scope="module")

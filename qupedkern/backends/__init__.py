@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from ._crossovers import is_written_out
 from ._invariance import batch_invariant as batch_invariant
 
 # Device type -> backends tried before eager. torch calls AMD's GPUs "cuda" too.
@@ -55,9 +56,12 @@ class Choice:
         return f"{self.op} runs on '{self.backend}' ({how})" + (f"; {others}" if others else "")
 
 
-def order_of(device: str, op: str) -> tuple[str, ...]:
+def order_of(device: str, op: str, args: tuple[Any, ...] = ()) -> tuple[str, ...]:
     """Backends in the order in which they are tried before eager."""
-    return MEASURED[device, op][0] if (device, op) in MEASURED else ORDER.get(device, ())
+    order = MEASURED[device, op][0] if (device, op) in MEASURED else ORDER.get(device, ())
+    if device == "cuda" and args and is_written_out(op, args):  # Triton's kernel does that
+        return tuple(sorted(order, key=lambda name: name != "triton"))
+    return order
 
 
 def names() -> tuple[str, ...]:
@@ -151,7 +155,7 @@ def select(op: str, args: tuple[Any, ...]) -> str:
         if reason is None:
             return wanted
         raise RuntimeError(f"{op}: backend {wanted!r} was requested but cannot run: {reason}; {_remedy()}")
-    for name in order_of(device, op):
+    for name in order_of(device, op, args):
         backend = module(name)  # has_kernel and _objection in one: small calls are counted in microseconds
         runs = backend.unavailable() is None and op in backend.ops() and device in backend.DEVICES
         if runs and backend.refusal(op, args) is None:

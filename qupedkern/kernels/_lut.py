@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qupedkern.backends._crossovers import WRITTEN_OUT
+
 from ._bits import RUN, aligned, code_at, load_runs, split_words
 from ._math import INTERPRETED, narrow, widen
 
@@ -20,9 +22,8 @@ BLOCK_N = 64  # rows of the weight a program
 _PROGRAMS = 512  # that fill a device: four for each of the 132 multiprocessors of the largest, about
 _LEAST_STEPS = 4  # a part: the loop must have something to overlap
 
-# Rows of x up to which k is cut into parts, and from which the weight is written out for torch's product. Estimates from
-# bytes and rates: not measured yet.
-CROSSOVERS = {torch.bfloat16: (64, 768), torch.float16: (64, 768), torch.float32: (64, 128)}
+# Rows of x up to which k is cut into parts (an estimate: not measured yet), and from which the weight is written out.
+CROSSOVERS = {dtype: (64, rows) for dtype, rows in WRITTEN_OUT.items()}
 
 
 @dataclass(frozen=True)
