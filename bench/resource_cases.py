@@ -39,72 +39,66 @@ class Case:
         return f"{self.op} {what} {self.variant}".rstrip()
 
 
-def arguments(case: Case) -> tuple[Any, ...]:
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
-    rows, n = ((case.groups,), _N) if case.groups > 1 else ((), _RAGGED)
-    x, c, one = empty(n, dtype=case.dtype), empty(*rows, case.m), empty(1)
-    codes, scalar = empty(n, dtype=torch.uint8), torch.empty((), device="meta")
+
+def arguments(case: Case) -> tuple[Any, ...]:
     if case.bits:
-        stream, table, size = empty(-(-n * case.bits // 8), dtype=torch.uint8), empty(*rows, case.m), (_SIDE, _SIDE)
-        square = empty(_SIDE * _SIDE * case.bits // 8, dtype=torch.uint8)
-        return {
-            "dequantize_packed": (stream, table.to(case.dtype), case.bits, [n]),
-            "dequantize_packed_backward": (x, stream, table.to(case.dtype), case.bits, [n]),
-            "lut_linear": (empty(16, _SIDE, dtype=case.dtype), square, table, empty(_SIDE), case.bits, list(size)),
-            "lut_linear_backward": (
-                *(empty(16, _SIDE, dtype=case.dtype) for _ in range(2)),
-                square,
-                table,
-                empty(_SIDE),
-                case.bits,
-                list(size),
-            ),
-            "pack_codes": (codes, case.bits),
-            "packed_embedding": (empty(4096, dtype=torch.int64), square, table.to(case.dtype), case.bits, list(size)),
-            "packed_embedding_backward": (
-                empty(4096, _SIDE, dtype=case.dtype),
-                empty(4096, dtype=torch.int64),
-                square,
-                table.to(case.dtype),
-                case.bits,
-                list(size),
-            ),
-            "unpack_codes": (stream, case.bits, [n]),
-        }[case.op]
-    listed = {
-        "foreach_soft_quantize": ([x] * 3, [c] * 3, [one] * 3),
-        "foreach_soft_quantize_backward": ([x] * 3, [x] * 3, [c] * 3, [one] * 3),
-    }
+        return _packed_arguments(case)
+    if case.op.startswith("distillation"):
+        logits = _empty(128, case.m, dtype=case.dtype)
+        given = (logits, logits, 2.0)
+        return (_empty(), *given, _empty(128, 5)) if case.op.endswith("backward") else given
+    groups, n = _cut(case)
+    x, c, one = _empty(n, dtype=case.dtype), _empty(*groups, case.m), _empty(1)
+    codes = _empty(n, dtype=torch.uint8)
     if case.op == "quped_step":  # SGD with momentum beside the soft quantizer's gradient, Adam without
         chain, options = ("soft", (0.9, 0.0)) if case.variant == "sgd" else ("none", (0.9, 0.999))
         soft = chain == "soft"
         tensors = ([x], [x], [x] if soft else [], [x], [] if soft else [x], [c], [one] if soft else [], [one])
         return (*tensors, chain, case.variant, "l1", 0.1, 1e-4, *options, 1e-8, False, 2, False, True, 0)
-    if case.op == "center_step":
-        counts = empty(3, case.m, dtype=torch.int64)
-        return [c], [c], [counts], [], [one], one, "l1", "counted", 10.0
-    if case.op.startswith("distillation"):
-        logits = empty(128, case.m, dtype=case.dtype)
-        given = (logits, logits, 2.0)
-        return (scalar, *given, empty(128, 5)) if case.op.endswith("backward") else given
-    if case.op in listed:
-        return listed[case.op]
-    single: dict[str, tuple[Any, ...]] = {
+    return {
         "assign": (x, c),
+        "center_step": ([c], [c], [_empty(3, case.m, dtype=torch.int64)], [], [one], one, "l1", "counted", 10.0),
         "dequantize": (codes, c.to(case.dtype)),
         "dequantize_backward": (x, codes, c.to(case.dtype)),
         "distance": (x, c, "l1"),
-        "distance_backward": (scalar, x, c, "l1"),
+        "distance_backward": (_empty(), x, c, "l1"),
+        "foreach_soft_quantize": ([x] * 3, [c] * 3, [one] * 3),
+        "foreach_soft_quantize_backward": ([x] * 3, [x] * 3, [c] * 3, [one] * 3),
         "hard_quantize": (x, c, True),
         "hard_quantize_backward": (x, x, c, True),
         "prox_centers": (c, x, one, *(case.variant.split() or ("l1", "exact")), None),
         "prox_weights": (x, c, one, "l1"),
         "soft_quantize": (x, c, one),
         "soft_quantize_backward": (x, x, c, one),
-    }
-    return single[case.op]
+    }[case.op]
+
+
+def _cut(case: Case) -> tuple[tuple[int, ...], int]:
+    """The leading sizes of the centers, and the number of weights."""
+    return ((case.groups,), _N) if case.groups > 1 else ((), _RAGGED)
+
+
+def _packed_arguments(case: Case) -> tuple[Any, ...]:
+    groups, n = _cut(case)
+    bits, size, dtype = case.bits, [_SIDE, _SIDE], case.dtype
+    stream, table = _empty(-(-n * bits // 8), dtype=torch.uint8), _empty(*groups, case.m)
+    square = _empty(_SIDE * _SIDE * bits // 8, dtype=torch.uint8)
+    rows, tokens = _empty(16, _SIDE, dtype=dtype), _empty(4096, dtype=torch.int64)
+    embedding = (tokens, square, table.to(dtype), bits, size)
+    linear = (rows, square, table, _empty(_SIDE), bits, size)
+    return {
+        "dequantize_packed": (stream, table.to(dtype), bits, [n]),
+        "dequantize_packed_backward": (_empty(n, dtype=dtype), stream, table.to(dtype), bits, [n]),
+        "lut_linear": linear,
+        "lut_linear_backward": (rows, *linear),
+        "pack_codes": (_empty(n, dtype=torch.uint8), bits),
+        "packed_embedding": embedding,
+        "packed_embedding_backward": (_empty(4096, _SIDE, dtype=dtype), *embedding),
+        "unpack_codes": (stream, bits, [n]),
+    }[case.op]
 
 
 _MANY = ("assign", "hard_quantize_backward", "soft_quantize", "soft_quantize_backward")  # also for 256 centers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import sys
 import threading
 
@@ -78,6 +79,35 @@ def test_forked_workers_compute_while_the_parent_goes_on() -> None:
         assert _native_assign(2) == expected
         assert pending.get(timeout=60) == [expected] * 6
     assert _native_assign(2) == expected
+
+
+CORES = """
+import os, torch
+from qupedkern.backends import cpp
+torch.set_num_threads(3)
+x, c, codes = torch.randn(1 << 18), torch.tensor([-1.0, 0.5]), torch.empty(1 << 18, dtype=torch.uint8)
+mine = os.sched_getaffinity(0)
+before = set(os.listdir("/proc/self/task"))
+cpp.launch("assign", (x, c), (codes,))
+workers = set(os.listdir("/proc/self/task")) - before
+print(len(workers), os.sched_getaffinity(0) == mine)
+print(all(len(mine - os.sched_getaffinity(int(worker))) == 1 for worker in workers))
+one = {min(mine)}
+os.sched_setaffinity(0, one)
+cpp.launch("assign", (x, c), (codes,))
+os.sched_setaffinity(0, mine)
+cpp.launch("assign", (x, c), (codes,))
+print(all(os.sched_getaffinity(int(worker)) < mine for worker in workers))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are kept off a core on Linux alone")
+def test_workers_are_kept_off_the_core_of_their_caller() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this process may use one core alone")
+    done = run_python(CORES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "True", "True", "True"]
 
 
 def test_a_second_import_of_a_native_module_is_the_first() -> None:

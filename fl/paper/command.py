@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,38 +49,26 @@ def add(app: typer.Typer, console: Any) -> None:
     ) -> None:
         """Run SET, or go on with it where it was killed, and show its table."""
         try:
-            study, only = load(name), only or []
-            directory = out / study.name
+            study = load(name)
+            files = _Files(record, page, picture)
             if rows is not None:
-                kept = table.load_rows(rows, study)
-                show(text.markdown(study, kept))
-                if picture is not None:
-                    draw(study, kept, picture)
+                files.write(study, table.load_rows(rows, study), show)
                 return
             if column is not None and column not in study.columns:
                 raise ConfigError(f"paper: column must be one of {', '.join(study.columns)}, got {column!r}")
-            cells = study.trials(only) if tune else study.cells(_numbers(seeds), only, column)
+            directory = out / study.name
             if detach and not show_table:
                 show(_detach(directory))
                 return
+            cells = study.trials(only or []) if tune else study.cells(_numbers(seeds), only or [], column)
             if not show_table:
-                taken = run_cells(cells, directory, data.data_directory(data_directory), _teller(show))
-                for cell in taken:
+                for cell in run_cells(cells, directory, data.data_directory(data_directory), _teller(show)):
                     show(f"{_words(cell)}: another process is running it")
             if tune:
-                trials = _trial_rows(study, cells, directory)
-                show(text.trials(trials))
-                if record is not None:
-                    table.write_rows(trials, record)
-                return
-            found = table.read_rows(study, directory)
-            show(text.markdown(study, found))
-            if record is not None:
-                table.write_rows(found, record)
-            if picture is not None:
-                draw(study, found, picture)
-            if page is not None:
-                write_groups(table.groups(study, directory, column or COLUMNS[0]), page)
+                files.write_trials(_trial_rows(study, cells, directory), show)
+            else:
+                groups = partial(table.groups, study, directory, column or COLUMNS[0])
+                files.write(study, table.read_rows(study, directory), show, groups)
         except KeyboardInterrupt:
             print(
                 "paper: interrupted, the same command goes on where it was; --table shows how far it came",
@@ -88,6 +78,38 @@ def add(app: typer.Typer, console: Any) -> None:
         except UserError as error:
             print(error, file=sys.stderr)
             raise typer.Exit(2) from error
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where rows go besides the screen, each if asked for."""
+
+    record: Path | None
+    page: Path | None
+    picture: Path | None
+
+    def write(
+        self,
+        study: Study,
+        rows: Sequence[table.Json],
+        show: Callable[[str], None],
+        groups: Callable[[], Any] | None = None,
+    ) -> None:
+        """groups makes the page's runs; rows that were read from a file have none, and no copy of them is written."""
+        show(text.markdown(study, rows))
+        if self.picture is not None:
+            draw(study, rows, self.picture)
+        if groups is None:
+            return
+        if self.record is not None:
+            table.write_rows(rows, self.record)
+        if self.page is not None:
+            write_groups(groups(), self.page)
+
+    def write_trials(self, trials: Sequence[table.Json], show: Callable[[str], None]) -> None:
+        show(text.trials(trials))
+        if self.record is not None:
+            table.write_rows(trials, self.record)
 
 
 def _numbers(seeds: str | None) -> list[int] | None:
