@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,12 +31,14 @@ def row(**medians_us: float) -> Row:
     return Row("model", "MLP 4 x 4096", "MLP 4 x 4096, batch 1, 1 thread", 4, "float32", "weights", 8, times, machine)
 
 
-def test_what_is_kept_of_the_promise_is_the_speedup_over_that_of_the_kernels() -> None:
-    # the model is 5 times faster, its kernels alone 8 times
-    one = row(float=1000.0, packed=200.0, F_linear_alone=880.0, kernels_alone=110.0)
-    (kept,) = (column for column in model.TABLES[1].columns if isinstance(column, model._Kept))
-    assert kept.value(Measured((one,))) == pytest.approx(5 / 8)
-    assert "| **62.5 %** (≥ 85 %) |" in model.TABLES[1].render([one])
+def test_what_is_kept_of_the_promise_is_the_speedup_over_that_of_the_model_with_the_kernels_in_it() -> None:
+    # kernels 8 times faster, beside 120 us of other work: the model would be 1000 / 230 times, and is 4 times, faster
+    one = row(float=1000.0, packed=250.0, F_linear_alone=880.0, kernels_alone=110.0)
+    promised, kept = (column for column in model.TABLES[1].columns if isinstance(column, model._OfPromise))
+    assert promised.value(Measured((one,))) == pytest.approx(1000 / 230)
+    assert kept.value(Measured((one,))) == pytest.approx(4 * 230 / 1000)
+    slower = replace(one, time_us_p20_p50_p80={**one.time_us_p20_p50_p80, "packed": [320.0] * 3})
+    assert "| 8.00 | 4.35 | **71.9 %** (≥ 85 %) |" in model.TABLES[1].render([slower])
     assert kept.value(Measured((row(float=1000.0, packed=200.0, F_linear_alone=880.0),))) is None
 
 
