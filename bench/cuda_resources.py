@@ -31,8 +31,9 @@ def hot_kernels() -> dict[str, int]:
     for name, narrower in _FLOATS:
         for method in range(3):
             hot[f"soft_quantize_spans<{name}, (Method){method}>"] = 2 // narrower
-        for choice in ("true", "false"):
-            hot[f"soft_backward_spans<{name}, {choice}>"] = 4 // narrower
+        for narrow in ("true", "false"):
+            for window in ("true", "false"):
+                hot[f"soft_backward_spans<{name}, {narrow}, {window}>"] = 4 // narrower
     for soft in ("true", "false"):
         hot[f"quped_spans<{soft}, false, true>"] = 4  # x, both gradients, the momentum
         hot[f"quped_spans<{soft}, true, true>"] = 5

@@ -155,11 +155,11 @@ def test_the_emulator_sees_what_it_is_for(emulator: Path, name: str) -> None:
 
 
 def test_every_kernel_agrees_with_the_reference_when_emulated(emulator: Path) -> None:
-    """test_every_op.py and test_cuda_lut.py on them, in a process of its own: the backend reads the variable on import."""
+    """The tests of kernels on them, in a process of its own: the backend reads the variable on import."""
     options = ("-q", "-k", "cuda", "-p", "no:cacheprovider")
     profile = os.environ.get("HYPOTHESIS_PROFILE") or "emulated"
     done = python(
-        "-m", "pytest", "tests/test_every_op.py", "tests/test_cuda_lut.py", *options,
+        "-m", "pytest", "tests/test_every_op.py", "tests/test_cuda_lut.py", "tests/test_cuda_soft.py", *options,
         QUPEDKERN_CUDA_EMULATED=emulated(emulator), HYPOTHESIS_PROFILE=profile,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -206,36 +206,6 @@ def test_the_order_in_which_threads_run_changes_no_bit(emulator: Path) -> None:
     """A missing barrier would."""
     done = python("-c", ORDERS, QUPEDKERN_CUDA_EMULATED=emulated(emulator))
     assert done.stdout.strip() == "the same", done.stdout + done.stderr
-
-
-NARROW_AND_WIDE = """
-import torch
-from qupedkern.testing.harness import check
-generator = torch.Generator().manual_seed(3)
-for m in (3, 5, 16):
-    uneven = torch.rand(m, generator=generator).cumsum(0)
-    for c in (torch.linspace(-1, 1, m), uneven, torch.cat([uneven[:-1], uneven[-2:-1]])):
-        gap = float(c.diff().max())
-        x = torch.empty(7300).uniform_(float(c[0]) - 3 * gap, float(c[-1]) + 3 * gap, generator=generator)
-        x[:5] = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0])
-        x[5 : 5 + m] = c
-        x[50 : 49 + m] = 0.5 * c[:-1] + 0.5 * c[1:]
-        for steep in (1.0, 4.9, 9.0, 15.0, 16.0, 40.0, 3e3):
-            for dtype in (torch.float32, torch.bfloat16):
-                sharpness = torch.tensor([steep / gap])
-                check("soft_quantize", (x.to(dtype), c, sharpness), "cuda")
-                if dtype == torch.float32:
-                    grad = torch.randn(7300, generator=generator)
-                    finite = x.nan_to_num(nan=0.5)
-                    check("soft_quantize_backward", (grad, finite, c, sharpness), "cuda")
-print("within the bounds")
-"""
-
-
-def test_every_way_to_the_sum_holds_its_bound_from_flat_to_steep(emulator: Path) -> None:
-    """Shared exponentials, one a midpoint, two midpoints alone: by sharpness times the distance of centers."""
-    done = python("-c", NARROW_AND_WIDE, QUPEDKERN_CUDA_EMULATED=emulated(emulator))
-    assert done.stdout.strip() == "within the bounds", done.stdout + done.stderr
 
 
 def test_emulated_kernels_run_on_the_cpu_when_forced_and_are_never_chosen(emulator: Path) -> None:

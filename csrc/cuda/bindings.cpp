@@ -70,6 +70,9 @@ PYBIND11_MODULE(QK_MODULE, module, py::mod_gil_not_used()) {
 #if defined(QK_CUDA_EMULATED)
   module.def("set_order", &qk::emulator::set_order,
              "forward, backward or shuffled with a seed: which threads go first.");
+  module.def(
+      "special_functions", [] { return qk::emulator::special_functions; },
+      "How many exponentials, reciprocals and roots kernels have asked for so far.");
 #endif
 
   kernel(module, "dequantize_packed", &cuda::dequantize_packed, {{"packed", u8}, {"centers", any}, {"out", any}});

@@ -13,6 +13,21 @@ namespace qk::cuda {
 constexpr int kLeastWindowLevels = 5;
 constexpr int64_t kLeastWindowTiles = 2;  // of a span: the tables are made by few threads
 
+// Midpoint j of a row, stretched.
+__device__ inline float midpoint_position(const float* c, int j, float stretch) {
+  return static_cast<float>((0.5 * static_cast<double>(c[j]) + 0.5 * static_cast<double>(c[j + 1])) * stretch);
+}
+
+// The smallest distance of a midpoint to the next; infinite where there is one alone.
+__device__ inline double smallest_gap(const float* c, int levels) {
+  double gap = INFINITY;
+  for (int j = 0; j + 2 < levels; ++j) {
+    const double between = 0.5 * (static_cast<double>(c[j + 2]) - static_cast<double>(c[j]));
+    gap = between < gap ? between : gap;
+  }
+  return gap;
+}
+
 // Of the elements between midpoint k - 1 and midpoint k, positions stretched.
 struct alignas(16) WindowCell {
   float lower, upper;  // positions
@@ -44,9 +59,7 @@ struct WindowTable {
         steps(window_steps(levels)) {}
 
   __device__ void fill(const float* c, int levels, float stretch, int thread, int threads) const {
-    const auto position = [&](int j) {
-      return static_cast<float>((0.5 * static_cast<double>(c[j]) + 0.5 * static_cast<double>(c[j + 1])) * stretch);
-    };
+    const auto position = [&](int j) { return midpoint_position(c, j, stretch); };
     for (int k = thread; k < levels; k += threads) {
       const bool below = k > 0, above = k + 1 < levels;
       WindowCell& cell = cells[k];
@@ -77,17 +90,13 @@ struct WindowTable {
 
 // Whether the row may be computed so, by one thread.
 __device__ inline bool window_suffices(const float* c, int levels, float sharpness) {
-  double gap = INFINITY, step = 0.0;
+  double step = 0.0;
   for (int j = 0; j + 1 < levels; ++j) {
-    const double low = c[j], high = c[j + 1];
-    step = high - low > step ? high - low : step;
-    if (j + 2 < levels) {
-      const double between = 0.5 * (static_cast<double>(c[j + 2]) - low);
-      gap = between < gap ? between : gap;
-    }
+    const double between = static_cast<double>(c[j + 1]) - static_cast<double>(c[j]);
+    step = between > step ? between : step;
   }
   const double largest = fmax(fabs(static_cast<double>(c[0])), fabs(static_cast<double>(c[levels - 1])));
-  const double q = exp2(-kLog2E * static_cast<double>(sharpness) * gap);
+  const double q = exp2(-kLog2E * static_cast<double>(sharpness) * smallest_gap(c, levels));
   return 2.0 * step * q <= 0x1p-24 * largest * (1.0 - q);
 }
 

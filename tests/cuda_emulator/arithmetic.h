@@ -13,6 +13,8 @@
 
 namespace qk::emulator {
 
+inline int64_t special_functions = 0;  // calls so far: what tests tell one way to a result from another by
+
 // value (1 + d), |d| <= relative with the rounding to float32 counted in; zeros, infinities and NaN stay.
 inline float perturbed(double value, double relative, float argument) {
   if (value == 0.0 || !std::isfinite(value)) {
@@ -38,14 +40,17 @@ void multiply(void* const* lanes, float (*value_of)(uint16_t));
 namespace qk::cuda {
 
 inline float exp2_approx(float a) {
+  ++emulator::special_functions;
   return emulator::flushed(emulator::perturbed(std::exp2(static_cast<double>(emulator::flushed(a))), 0x1p-22, a));
 }
 
 inline float rcp_approx(float a) {
+  ++emulator::special_functions;
   return emulator::flushed(emulator::perturbed(1.0 / static_cast<double>(emulator::flushed(a)), 0x1p-23, a));
 }
 
 inline float rsqrt_approx(float a) {
+  ++emulator::special_functions;
   return emulator::flushed(
       emulator::perturbed(1.0 / std::sqrt(static_cast<double>(emulator::flushed(a))), 0x1.8p-23, a));
 }
