@@ -17,7 +17,7 @@ import torch
 
 import qupedkern as qk
 from qupedkern.backends import MEASURED, ORDER, _native, module, order_of
-from qupedkern.backends._crossovers import WRITTEN_OUT
+from qupedkern.kernels._crossovers import WRITTEN_OUT
 from qupedkern.ops import OPS
 
 ROOT = Path(__file__).resolve().parent.parent

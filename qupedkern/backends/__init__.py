@@ -7,6 +7,7 @@ Adding one is that file and a line in ORDER.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from ._crossovers import is_written_out
+from qupedkern.kernels._crossovers import WRITTEN_OUT
+
 from ._invariance import batch_invariant as batch_invariant
 
 # Device type -> backends tried before eager. torch calls AMD's GPUs "cuda" too.
@@ -56,10 +58,18 @@ class Choice:
         return f"{self.op} runs on '{self.backend}' ({how})" + (f"; {others}" if others else "")
 
 
+def _is_written_out(op: str, args: tuple[Any, ...]) -> bool:
+    """Whether this is a lut_linear of so many rows, with the batch not pinned."""
+    if op != "lut_linear" or batch_invariant.pinned:
+        return False
+    x = args[0]
+    return x.dtype in WRITTEN_OUT and math.prod(x.shape[:-1]) >= WRITTEN_OUT[x.dtype]
+
+
 def order_of(device: str, op: str, args: tuple[Any, ...] = ()) -> tuple[str, ...]:
     """Backends in the order in which they are tried before eager."""
     order = MEASURED[device, op][0] if (device, op) in MEASURED else ORDER.get(device, ())
-    if device == "cuda" and args and is_written_out(op, args):  # Triton's kernel does that
+    if device == "cuda" and args and _is_written_out(op, args):  # Triton's kernel does that
         return tuple(sorted(order, key=lambda name: name != "triton"))
     return order
 

@@ -1,1 +1,4 @@
-"""Triton kernels, one file an op, found by its name. Importing one imports Triton; nothing but qupedkern.backends.triton does."""
+"""Triton kernels, one file an op, found by its name. Importing one imports Triton; only qupedkern.backends.triton imports them.
+
+_crossovers.py needs no Triton.
+"""

@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from qupedkern.backends._crossovers import WRITTEN_OUT
-
 from ._bits import RUN, aligned, code_at, load_runs, split_words
+from ._crossovers import WRITTEN_OUT
 from ._math import INTERPRETED, narrow, widen
 
 BLOCK_N = 64  # rows of the weight a program
