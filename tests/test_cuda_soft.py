@@ -19,7 +19,7 @@ from qupedkern.testing.tolerances import BOUNDS, ROUNDOFF, SECOND_ORDER, SMALLES
 pytestmark = pytest.mark.skipif(
     not has_kernel("cuda", "soft_quantize"), reason="needs an NVIDIA GPU, or the emulator of tests/test_cuda.py"
 )
-N = 7300  # emulated: spans of two tiles, the last of them ragged
+N = 7300  # emulated: spans of two tiles, the last of them ragged; a GPU has a block for each tile
 SLOTS = 8192  # elements of those tiles
 STEEP = (1.0, 4.9, 6.0, 8.1, 8.3, 10.0, 16.0, 40.0, 3e3)  # P times the smallest distance of two midpoints
 THRESHOLD = -0.5 * math.log(4 / 3 * 2.0**-24)  # of the gradient: 3 exp(-2 P gap) <= 4 u
@@ -181,6 +181,20 @@ def test_each_row_of_centers_decides_for_itself() -> None:
     assert functions(flat, steep) == functions(steep, flat) == (functions(flat, flat) + functions(steep, steep)) // 2
     for sharpness in ((flat, steep), (steep, flat)):
         check("soft_quantize_backward", (gradient(), weights(c[0]), c, torch.tensor(sharpness)), "cuda")
+
+
+@pytest.mark.parametrize("m", [5, 16])
+def test_rows_of_one_span_each_hold_the_bounds_flat_and_steep_side_by_side(m: int) -> None:
+    """So many rows that each has a block to itself, also on a GPU, where a row alone must be long to have spans of two tiles."""
+    count = 6 if hasattr(module("cuda")._loaded(), "set_order") else 1100  # type: ignore[attr-defined]
+    length, base = 2100, torch.linspace(-1, 1, m)
+    c = base * torch.linspace(0.5, 2.0, count)[:, None]
+    steep = torch.tensor([4.0, 9.0, 30.0, 7.0, 12.0]).repeat(count)[:count]
+    x = (weights(base)[:length] * c[:, -1:]).contiguous()
+    g = gradient()[:length].repeat(count, 1) * torch.linspace(1.0, 3.0, count)[:, None]
+    sharpness = steep / (c[:, 1] - c[:, 0])
+    check("soft_quantize", (x, c, sharpness), "cuda")
+    check("soft_quantize_backward", (g, x, c, sharpness), "cuda")
 
 
 def test_the_order_in_which_threads_run_changes_no_bit_of_the_gradient() -> None:
