@@ -21,6 +21,7 @@ from .gpu_plan import Plan
 ROOT = Path(__file__).resolve().parent.parent
 LATE = 124  # status of what was stopped
 SANITIZERS = ("memcheck", "racecheck")
+REGIMES = {"cuda": ("tests/test_cuda_soft.py", "tests/test_cuda_lut.py"), "triton": ("tests/test_triton_regimes.py",)}
 _FIRST = (
     "quped_step",
     "lut_linear",
@@ -67,22 +68,30 @@ def backends() -> dict[str, list[str]]:
     return found
 
 
-def _tests_of(op: str, backend: str, plan: Plan, end: float) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "tests/test_every_op.py", "-q", "-k", f"{op}-{backend}]"]
+def tests_of(backend: str, ops: list[str]) -> dict[str, list[str]]:
+    """What pytest is told, by the name of a row: the properties of each op, and the ways kernels take by size."""
+    found = {op: ["tests/test_every_op.py", "-k", f"{op}-{backend}]"] for op in ops}
+    return found | {Path(file).stem.removeprefix("test_"): [file] for file in REGIMES.get(backend, ())}
+
+
+def _run_tests(arguments: list[str], plan: Plan, end: float) -> tuple[int, str]:
     # Other versions of torch and Python warn of other things, which is no fault of a kernel.
-    command += ["-p", "no:cacheprovider", "--maxfail=3", "-W", "default"]
+    command = [sys.executable, "-m", "pytest", *arguments, "-q", "-p", "no:cacheprovider", "--maxfail=3"]
+    command += ["-W", "default"]
     return run(command, end - time.time(), HYPOTHESIS_PROFILE="gpu", QUPEDKERN_EXAMPLES=str(plan.examples))
 
 
 def correctness(journal: Journal, plan: Plan, started: float, log: Path) -> None:
     """The property tests of every kernel that runs here, a kernel a process; late ones are stopped and named."""
     end = started + plan.ends["tests"]
-    jobs = [(op, backend) for backend, ops in backends().items() for op in ops]
+    jobs = [
+        (name, backend, told) for backend, ops in backends().items() for name, told in tests_of(backend, ops).items()
+    ]
     jobs.sort(key=lambda job: job[0] not in _FIRST)
     if not jobs:
         raise RuntimeError("no backend has kernels that run here")
     with log.open("a", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(workers()) as pool:
-        found = {pool.submit(_tests_of, op, backend, plan, end): (op, backend) for op, backend in jobs}
+        found = {pool.submit(_run_tests, told, plan, end): (op, backend) for op, backend, told in jobs}
         for job in concurrent.futures.as_completed(found):
             (op, backend), (status, said) = found[job], job.result()
             passed = re.search(r"(\d+) passed", said)

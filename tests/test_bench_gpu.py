@@ -256,6 +256,14 @@ def test_properties_are_run_a_kernel_a_process_and_counted(tmp_path: Path, monke
     assert verdicts == {"pack_codes": "passed", "assign": "failed"}  # no test is no success
 
 
+def test_the_ways_of_kernels_have_rows_of_their_own() -> None:
+    told = gpu_tests.tests_of("cuda", ["soft_quantize"])
+    assert told["soft_quantize"] == ["tests/test_every_op.py", "-k", "soft_quantize-cuda]"]
+    assert told["cuda_soft"] == ["tests/test_cuda_soft.py"]
+    for files in gpu_tests.REGIMES.values():
+        assert all((ROOT / file).is_file() for file in files)
+
+
 def test_a_build_that_cannot_be_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_build, "ROOT", tmp_path)
     (tmp_path / "CMakeLists.txt").write_text("", encoding="utf-8")
