@@ -156,9 +156,16 @@ def fused_center_step(
         [s.counts for s in statistics if s is not None],
         [s.sums for s in statistics if s is not None and s.sums is not None],
         [_strength(book, None if strengths is None else strengths[i]) for i, book in enumerate(codebooks)],
-        torch.tensor(rates, dtype=codebooks[0].centers.dtype),
+        _filled(rates, codebooks[0].centers),
         norm,
         method or "none",
         clip,
     )
     attempt("center_step", arguments)
+
+
+def _filled(values: list[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor beside another. Filled in there: what comes from the host cannot be captured in a graph."""
+    if len(set(values)) == 1:
+        return like.new_full((len(values),), values[0])
+    return torch.cat([like.new_full((1,), value) for value in values])
