@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fl import commands, data, pictures, report
+from fl import commands, data, devices, pictures, report
 from fl import config as configuration
+from fl.core import CPU
 from fl.engines import ENGINES
 from fl.errors import INTERRUPTED, UserError
 from fl.federation import Federation
@@ -38,13 +39,14 @@ def run(
     ] = None,
     engine: Annotated[str | None, typer.Option(help=f"who does the clients' work: {', '.join(ENGINES)}")] = None,
     workers: Annotated[int | None, typer.Option(help="processes of the engine 'pool'")] = None,
+    device: Annotated[str | None, typer.Option(help="where models train: cpu, cuda, cuda:1 or auto")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run that was killed")] = False,
 ) -> None:
     """Run CONFIG's algorithm, and beside it those it compares with."""
     try:
         check_backend()
         chosen = configuration.load(config).override(
-            algorithm=algorithm, rounds=rounds, seed=seed, engine=engine, workers=workers
+            algorithm=algorithm, rounds=rounds, seed=seed, engine=engine, workers=workers, device=device
         )
         directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
         federations = _federations(chosen, data_directory)
@@ -52,6 +54,7 @@ def run(
         for name, federation in federations.items():
             federation.check(directory / name, resume=resume)
         first = next(iter(federations.values()))
+        _print_device(first)
         report.print_classes(first.clients, first.job.num_classes, console)
         results = _run_all(federations, directory, resume)
         _report(results, first, directory)
@@ -93,6 +96,13 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
     """Each algorithm's run, over the same clients."""
     clients = make_config_clients(chosen, data.data_directory(data_directory))
     return {name: make_config_federation(chosen, name, clients) for name in chosen.experiment.names}
+
+
+def _print_device(federation: Federation) -> None:
+    if federation.device != CPU:
+        chosen = "" if federation.device != devices.AUTO else ", which is what 'auto' has found"
+        line = f"{'device':8} {devices.title(federation.job.device)}{chosen}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _run_all(federations: dict[str, Federation], directory: Path, resume: bool) -> list[RunResult]:

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 import qupedkern as qk
+from fl import devices
 from fl.algorithms import Algorithm
-from fl.core import Client, Job, state_file
+from fl.core import CPU, Client, Job, state_file
 from fl.errors import CheckpointError
 from fl.lock import alone
 from fl.manifest import FORMAT, read_manifest, server_file
@@ -57,16 +58,19 @@ def profile(client: Client) -> Json:
 def describe(job: Job, algorithm: Algorithm, profiles: Sequence[Json]) -> Json:
     """All that decides a run's outcome, as JSON; two runs with equal descriptions are the same experiment.
 
-    profiles: of the clients, in order of their numbers.
+    profiles: of the clients, in order of their numbers.  Of the device its type counts; one that is not named is the CPU.
     """
+    given = asdict(job)
+    device = torch.device(given.pop("device")).type
     return json.loads(
         json.dumps(
             {
                 "format": FORMAT,
                 "algorithm": algorithm.name,
                 "parameters": asdict(algorithm),  # type: ignore[call-overload]  # the base is none, every subclass a dataclass
-                "job": asdict(job),
+                "job": given,
                 "clients": list(profiles),
+                **({} if device == CPU else {"device": device}),
             }
         )
     )
@@ -81,10 +85,12 @@ def _data_hash(client: Client) -> str:
     return digest.hexdigest()
 
 
-def _built_with() -> str:
-    """The torch and the kernels that compute: together with the thread count, what a run's bits depend on."""
-    chosen = qk.explain("soft_quantize", torch.zeros(1), torch.tensor([0.0, 1.0]), 1.0).backend
-    return f"torch {torch.__version__}, {chosen} {qk.backends().descriptions[chosen]}"
+def _built_with(device: str) -> str:
+    """The torch, the kernels and the GPU that compute: together with the thread count, what a run's bits depend on."""
+    example = torch.zeros(1, device=device), torch.zeros(2, device=device)
+    chosen = qk.explain("soft_quantize", *example, 1.0).backend
+    where = "" if device == CPU else f", {devices.title(device)}"
+    return f"torch {torch.__version__}, {chosen} {qk.backends().descriptions[chosen]}{where}"
 
 
 def _is_leftover(path: Path) -> bool:
@@ -130,7 +136,8 @@ class Checkpoint:
         if not resume:
             raise CheckpointError(f"run: {self.directory} is not empty, continue with --resume or choose another --out")
         manifest = read_manifest(self.directory)
-        difference = _difference(manifest["description"], self._description)
+        known = {"device": CPU}
+        difference = _difference(known | manifest["description"], known | self._description)
         if difference is not None:
             raise CheckpointError(
                 f"run: {self.directory} holds another experiment ({difference}), choose another --out for this one"
@@ -144,6 +151,10 @@ class Checkpoint:
         return int(self._manifest["threads"])
 
     @property
+    def _built_with(self) -> str:
+        return _built_with(self._description.get("device", CPU))
+
+    @property
     def finished(self) -> bool:
         """Whether the run's models and summary have been written."""
         return bool(self._manifest.get("finished"))
@@ -152,7 +163,7 @@ class Checkpoint:
         """Make the directory and its first manifest, in which no round is done: whose directory it is, and for what."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._manifest = {"description": self._description, "clients": {}}
-        self._write_manifest(threads=threads, built_with=_built_with())
+        self._write_manifest(threads=threads, built_with=self._built_with)
         (self.directory / "state").mkdir(exist_ok=True)
 
     @contextmanager
@@ -170,9 +181,9 @@ class Checkpoint:
         Raises CheckpointError where a file of the checkpoint is missing or damaged, and leaves them all alone.
         """
         manifest = self._manifest
-        if manifest["built_with"] != _built_with():
+        if manifest["built_with"] != self._built_with:
             warnings.warn(
-                f"run: started with {manifest['built_with']} and resumed with {_built_with()}, "
+                f"run: started with {manifest['built_with']} and resumed with {self._built_with}, "
                 f"its results need not equal those of an uninterrupted run",
                 stacklevel=2,
             )

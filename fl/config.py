@@ -1,7 +1,7 @@
 """A run described in TOML: read into frozen dataclasses, every mistake named in one sentence.
 
 [experiment]            name, rounds, sample, seed, evaluations, architecture, algorithm, compare, dropout, deadline,
-                        quorum, score_every, threads, engine, workers, stack, out
+                        quorum, score_every, threads, device, engine, workers, stack, out
 [data]                  name, augment, and how it is cut: the fields of data.Plan
 [[clients]]             count, architecture, bits, groups, speed: one group of equal devices each
 [wire]                  up_bits, down_bits, error_feedback: packed messages, see wire.py
@@ -17,7 +17,7 @@ from typing import Any
 
 from fl import data, models
 from fl.algorithms import BY_NAME, Algorithm
-from fl.core import Bits, Groups
+from fl.core import CPU, Bits, Groups
 from fl.engines import ENGINES
 from fl.errors import ConfigError
 from fl.tables import check_keys, read, table
@@ -57,6 +57,7 @@ class Experiment:
     quorum: float = 0.0
     score_every: int = 1
     threads: int = 1
+    device: str = CPU
     engine: str = "serial"
     workers: int | None = None
     stack: int | None = None

@@ -14,6 +14,7 @@ from fl.storage import Json, Tensors, load_state, save_state
 Bits = int | str  # 1..8, or "ternary", or "float" for a model that is not quantized
 GATHERED = 1 << 26  # bytes of images that a stack holds ready for its next steps
 Groups = int | str  # "tensor", "channel", or a block length
+CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Job:
     rounds: number of rounds.  sample: share of the clients drawn a round, 0 < sample <= 1.
     architecture: the global model's.  evaluations: gradient evaluations a drawn client may spend in a round, or None
     where the algorithm's own local_steps decides.  score_every: rounds from one scoring of the clients to the next.
+    device: torch's name of where models train; see devices.py.
     """
 
     rounds: int
@@ -76,6 +78,7 @@ class Job:
     quorum: float = 0.0
     speeds: tuple[float, ...] = ()
     score_every: int = 1
+    device: str = CPU
 
 
 @dataclass(frozen=True)
@@ -173,14 +176,21 @@ def batches(samples: int, batch_size: int, steps: int, generator: torch.Generato
 def training_batches(
     job: Job, client: Client, batch_size: int, steps: int, round_index: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`steps` batches (x, y) of a client's training images in a round, by the run's seed, round and client.
+    """`steps` batches (x, y) of a client's training images in a round, by the run's seed, round and client, on its device.
 
     Of a Stack: x [B, K C, height, width] and y [K, B], of what each member draws by itself.
     """
+    for x, y in _batches(job, client, batch_size, steps, round_index):
+        yield x.to(job.device), y.to(job.device)
+
+
+def _batches(
+    job: Job, client: Client, batch_size: int, steps: int, round_index: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(client, Stack) and job.augment == "none":
         yield from _stacked_batches(job, client, batch_size, steps, round_index)
     elif isinstance(client, Stack):
-        own = [training_batches(job, member, batch_size, steps, round_index) for member in client.members]
+        own = [_batches(job, member, batch_size, steps, round_index) for member in client.members]
         for drawn in zip(*own, strict=True):
             yield torch.cat([x for x, _ in drawn], dim=1), torch.stack([y for _, y in drawn])
     else:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fl import devices
 from fl.core import Client
 from fl.data import Part
 
@@ -24,7 +25,8 @@ class Score:
 @torch.inference_mode()
 def accuracy(model: nn.Module, part: Part) -> float:
     """Share of the part's images whose largest logit is their label's. model: in evaluation mode."""
-    return (model(part.x).argmax(1) == part.y).sum().item() / len(part)
+    guesses = model(part.x.to(devices.of(model))).argmax(1)
+    return (guesses.cpu() == part.y).sum().item() / len(part)
 
 
 def score(model: nn.Module, client: Client) -> Score:
@@ -41,8 +43,8 @@ def stack_scores(model: nn.Module, clients: Sequence[Client]) -> list[Score]:
         rows = [x[start : start + ROWS] for x in images]
         longest = max(map(len, rows))
         padded = [F.pad(x, [0, 0] * (x.dim() - 1) + [0, longest - len(x)]) for x in rows]
-        guesses.append(model(torch.cat(padded, dim=1)).argmax(2))
-    found = torch.cat(guesses, dim=1)  # [K, rows of the longest]
+        guesses.append(model(torch.cat(padded, dim=1).to(devices.of(model))).argmax(2))
+    found = torch.cat(guesses, dim=1).cpu()  # [K, rows of the longest]
     scores = []
     for k, client in enumerate(clients):
         test, val = client.data.test, client.data.val

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fl import cohort, data, models
+from fl import cohort, data, devices, models
 from fl.algorithms import Algorithm, Global
 from fl.checkpoint import Checkpoint, describe, profile
-from fl.core import Client, Job
+from fl.core import CPU, Client, Job
 from fl.engines import ENGINES, loop, stacked
 from fl.engines.pool import cores, open_pool
 from fl.engines.serial import Serial
@@ -20,6 +20,7 @@ from fl.storage import Json
 
 # The dearest step: three evaluations of the "alternating" variant, and one of the teacher.
 LEAST_EVALUATIONS = 4
+ON_DEVICES = ("serial", "stacked")  # engines of one process
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Federation:
     architecture: the global model's, a key of models.ARCHITECTURES.  evaluations: gradient evaluations a drawn client
     may spend in a round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
     threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
+    device: where models train: "cpu", "cuda", "cuda:1", or "auto", the GPU if there is one; the engines "serial" and "stacked"
+    take it. A run on another device has the same batches and differs by rounding.
     engine: who does the clients' work, to the same bits: "serial", one client after the other; "pool", worker processes;
     "flower", Flower's simulation; or to these bits within rounding: "stacked", clients that are alike side by side.
     workers: of the pool, or nodes of the simulation; None: one for each processor.  stack: clients of a stack at most; None:
@@ -50,6 +53,7 @@ class Federation:
     architecture: str = "mlp"
     evaluations: int | None = None
     threads: int = 1
+    device: str = CPU
     engine: str = "serial"
     workers: int | None = None
     stack: int | None = None
@@ -78,6 +82,12 @@ class Federation:
             raise ValueError(f"Federation: threads must be at least 1, got {self.threads}")
         if self.engine not in ENGINES:
             raise ValueError(f"Federation: engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        device = devices.find(self.device)
+        if device != CPU and self.engine not in ON_DEVICES:
+            raise ValueError(
+                f"Federation: the engine {self.engine!r} trains on the CPU, got device {self.device!r}; "
+                f"leave it out, or use the engine {' or '.join(map(repr, ON_DEVICES))}"
+            )
         if self.score_every < 1:
             raise ValueError(f"Federation: score_every must be at least 1, got {self.score_every}")
         if self.workers is not None and self.workers < 1:
@@ -108,6 +118,7 @@ class Federation:
             quorum=self.quorum,
             speeds=cohort.speeds_of([client.speed for client in self.clients]),
             score_every=self.score_every,
+            device=devices.find(self.device),
         )
 
     def check(self, out: Path, *, resume: bool = False) -> bool:

@@ -35,7 +35,7 @@ def total_loss(losses: Tensor) -> Tensor:
 
 def mean_losses(losses: list[Tensor]) -> tuple[float, tuple[float, ...]]:
     """(mean over the steps, and clients; each client's of a stack): an Update's `loss` and `each`."""
-    each = torch.stack(losses).mean(0)
+    each = torch.stack(losses).mean(0).cpu()  # at once: each number fetched by itself waits for a GPU
     return float(each.mean()), tuple(each.tolist()) if each.dim() else ()
 
 

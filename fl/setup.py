@@ -10,7 +10,7 @@ import qupedkern as qk
 from fl import config as configuration
 from fl import data
 from fl.checkpoint import is_untouched
-from fl.core import Client, make_clients
+from fl.core import CPU, Client, make_clients
 from fl.errors import CheckpointError, ConfigError, UserError
 from fl.federation import Federation
 
@@ -63,6 +63,8 @@ def make_absent_clients(
 def check_served(chosen: configuration.Config) -> None:
     """Refuse, as a run on this machine would, what can be told without the nodes' data; a file's form they alone know."""
     check_backend()
+    if chosen.experiment.device != CPU:
+        raise ConfigError(f"serve: nodes train on the CPU, got device {chosen.experiment.device!r}; leave it out")
     form = data.form(chosen.data.name)
     if chosen.data.name in data.EMBEDDED:
         clients = make_config_clients(chosen, None)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fl import models
+from fl import devices, models
 from fl.core import Bits, Client, ClientState, Job, Message, Update
 from fl.seeds import derive_seed
 from fl.stack import form, join_states, make_stack, split_update, spread, widen_
@@ -64,7 +64,8 @@ class Algorithm(ABC):
     ) -> list[Update]:
         """The rounds of two or more clients of one kind, taken together: client_step's, within rounding."""
         stack = make_stack(clients)
-        update = self.client_step(job, stack, join_states(states), spread(broadcast, stack.size), round_index)
+        given = join_states(states), spread(broadcast, stack.size), round_index
+        update = devices.visit(self.client_step, job, stack, *given)
         return split_update(update, stack, states)
 
     def kind(self, client: Client, state: ClientState) -> Hashable:
@@ -122,9 +123,9 @@ def received_model(job: Job, client: Client, tensors: Tensors) -> nn.Module:
 
 
 def untrained_buffers(job: Job, client: Client) -> Tensors:
-    """Those of a global model before its first batch."""
+    """Those of a global model before its first batch, on the run's device."""
     like = global_form(job.architecture, job.input_shape, job.num_classes, client.size, torch.get_default_dtype())
-    return dict(like.named_buffers())
+    return devices.moved(dict(like.named_buffers()), job.device)
 
 
 @lru_cache(maxsize=64)

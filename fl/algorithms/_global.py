@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qupedkern as qk
+from fl import devices
 from fl.algorithms._base import (
     FINETUNE_SHARE,
     Algorithm,
@@ -179,7 +180,7 @@ class Global(Algorithm):
 def recalibrate_batch_norms_(model: nn.Module, client: Client, batch_size: int) -> None:
     """Batch-norm statistics from all of a client's training images; a model without batch norm stays as it is."""
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        qk.recalibrate_(model, list(client.data.train.x.split(batch_size)))
+        qk.recalibrate_(model, list(client.data.train.x.to(devices.of(model)).split(batch_size)))
 
 
 def sgd_steps(model: nn.Module, rate: float, momentum: float, batches: Batches, pulled: float = 0.0) -> list[Tensor]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 import qupedkern as qk
+from fl import devices
 from fl.losses import squared_norm
 from fl.storage import Tensors
 
@@ -38,7 +39,7 @@ def pull(model: nn.Module, anchor: Tensors, strength: float, size: int = 1) -> T
     """
     layers = qk.nn.quantized_layers(model).values()
     if any(layer.weight_mode.name != "float" for layer in layers):
-        return torch.zeros(())
+        return torch.zeros((), device=devices.of(model))
     values, own = quantized_parameters(model), dict(model.named_parameters())
     total: Tensor | None = None
     for name, value in values.items():

@@ -6,20 +6,25 @@ again, by anyone, after a crash. At most the states of one round's clients are i
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
+from fl import devices
 from fl.algorithms import Algorithm
-from fl.core import Client, ClientState, Job, Message, Update, state_file
+from fl.core import CPU, Client, ClientState, Job, Message, Update, state_file
 from fl.errors import DivergedError
 from fl.evaluation import Score, accuracy, score, stack_scores
 from fl.result import ClientRow
 from fl.shipping import load_model, save_model
 from fl.stack import join_states, make_stack, spread
 from fl.storage import Tensors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Workplace:
         """
         self._forget(round_index)
         state = self.state(number, at)
-        update = self.algorithm.client_step(self.job, self.clients[number], state, server, round_index)
+        update = devices.visit(self.algorithm.client_step, self.job, self.clients[number], state, server, round_index)
         return self._keep(number, state, update, round_index)
 
     def step_together(self, states: Mapping[int, ClientState], server: Tensors, round_index: int) -> dict[int, Receipt]:
@@ -109,29 +114,41 @@ class Workplace:
     def score(self, number: int, at: int | None, server: Tensors) -> Score:
         """The accuracies of the model that the client would ship now."""
         client = self.clients[number]
-        return score(self.algorithm.model(self.job, client, self.state(number, at), server), client)
+        return self._of_model(lambda model: score(model, client), client, self.state(number, at), server)
 
     def score_all(self, clients: Mapping[int, int | None], server: Tensors) -> dict[int, Score]:
         """`score` of each client; where all ship the server's model, it is made once."""
         if self.algorithm.personal or not clients:
             return {number: self.score(number, at, server) for number, at in clients.items()}
         number, at = next(iter(clients.items()))
-        model = self.algorithm.model(self.job, self.clients[number], self.state(number, at), server)
-        return {number: score(model, self.clients[number]) for number in clients}
+        return self._of_model(
+            lambda model: {number: score(model, self.clients[number]) for number in clients},
+            self.clients[number], self.state(number, at), server,
+        )  # fmt: skip
 
     def score_together(self, states: Mapping[int, ClientState], server: Tensors) -> dict[int, Score]:
         """`score` of two or more clients of one kind, as one stack, in these states."""
         stack = make_stack([self.clients[number] for number in states])
-        model = self.algorithm.model(self.job, stack, join_states(list(states.values())), spread(server, stack.size))
-        return dict(zip(states, stack_scores(model, stack.members), strict=True))
+        given = join_states(list(states.values())), spread(server, stack.size)
+        scores = self._of_model(lambda model: stack_scores(model, stack.members), stack, *given)
+        return dict(zip(states, scores, strict=True))
+
+    def _of_model(self, ask: Callable[[nn.Module], T], client: Client, state: ClientState, server: Tensors) -> T:
+        """ask(the model that a client, or a stack, would ship now), on the run's device."""
+
+        def work(*given: Any) -> T:
+            return ask(self.algorithm.model(*given))
+
+        return devices.visit(work, self.job, client, state, server)
 
     def ship(self, number: int, at: int | None, server: Tensors) -> ClientRow:
-        """Let a client finish, write its model, and score the model as read back from its file.
+        """Let a client finish, write its model, and score the model as read back from its file, on the CPU.
 
         The row's evaluations are those of the finish alone.
         """
-        job, algorithm, client = self.job, self.algorithm, self.clients[number]
-        update = algorithm.finish_client(job, client, self.state(number, at), server)
+        algorithm, client = self.algorithm, self.clients[number]
+        update = devices.visit(algorithm.finish_client, self.job, client, self.state(number, at), server)
+        job = replace(self.job, device=CPU)
         _check_finite(update, f"{algorithm.name}: client {number} at the end")
         path = self.models / model_file(number)
         architecture, bits = algorithm.shipped(job, client)

@@ -105,6 +105,7 @@ ELSEWHERE = {  # what a run's outcome cannot show, or needs more than the embedd
     ("experiment", "name"): "test_a_configuration_is_read_whole",
     ("experiment", "compare"): "test_a_run_shows_its_tables_and_keeps_its_results",
     ("experiment", "threads"): "test_a_run_resumes_with_the_threads_it_was_started_with",
+    ("experiment", "device"): "test_a_run_on_another_device_is_the_cpus_and_trains_there",
     ("experiment", "stack"): "test_a_run_of_mixed_clients_is_the_serial_engines",
     ("experiment", "out"): "test_results_go_where_the_configuration_says",
     ("data", "name"): "test_a_file_whose_form_only_nodes_know_is_refused_when_they_have_said_it",
