@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -49,6 +50,18 @@ class Machine(TorchDispatchMode):
         super().__init__()
         self.ran: Counter[str] = Counter()
         self.here: Counter[str] = Counter()
+        self._patches: list[Any] = []
+
+    def __enter__(self) -> Machine:
+        self._patches.append(
+            mock.patch.object(torch, "is_autocast_enabled", return_value=False)
+        )  # it raises for "lazy"
+        self._patches[-1].start()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.pop().stop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE_OF:

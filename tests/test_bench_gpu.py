@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from elsewhere import NAME, Machine
 
-from bench import gpu, gpu_build, gpu_cases, gpu_linear, gpu_models, gpu_parts, gpu_report, gpu_tests
+from bench import gpu, gpu_build, gpu_cases, gpu_clients, gpu_linear, gpu_models, gpu_parts, gpu_report, gpu_tests
 from bench.gpu_clock import Clock
 from bench.gpu_journal import Journal
 from bench.gpu_plan import PLANS
@@ -85,6 +86,31 @@ def test_every_op_and_shape_is_checked_timed_and_shown(bench: Bench) -> None:
         if row["bytes"]:
             assert row["of_copy"] == pytest.approx(row["bytes"] / (p50 * 1e-6) / bench.ceilings["copy"])
         assert f"| {row['name']} |" in table
+
+
+def test_rounds_of_clients_are_timed_where_the_clock_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_clients, "SERIAL", 2)
+    run_part(bench, "clients", gpu_parts.PARTS["clients"])
+    (row,) = found(bench)["rows"]
+    assert row["name"] == "on the processor: round of 3 clients, stacked"
+    kernel, serial = row["times"]["kernel"], row["times"]["serial"]
+    assert (kernel["way"], serial["way"]) == ("wall clock", "wall clock, 2 of 3 clients")
+    assert row["ratios"]["serial"] == pytest.approx(serial["time_us"][1] / kernel["time_us"][1], rel=1e-3)
+    with Machine() as machine:
+        clock = Clock(NAME, 64)
+        for engine in ("stacked", "serial"):
+            assert gpu_clients.seconds_a_round(clock, engine, gpu_clients._clients(2), 2) > 0
+    trains = {"nll_loss_backward", "convolution_backward", "bmm"}
+    assert trains <= machine.ran.keys()
+    assert not trains & machine.here.keys()
+
+
+def test_rounds_on_a_gpu_come_first_and_have_the_name_that_is_judged(bench: Bench) -> None:
+    bench.clock.is_gpu = True
+    names = [name for name, _ in gpu_clients.rounds(bench)]
+    assert names == ["round of 3 clients, stacked", "on the processor: round of 3 clients, stacked"]
+    judged = [gpu_report.judged({"name": name, "ratios": {"serial": 9.0}}) for name in names]
+    assert judged == [["MISSED 9.00 x serial of 10.00 x serial"], []]
 
 
 def test_ops_that_are_timed_are_all_that_have_kernels_on_a_gpu() -> None:
