@@ -1,4 +1,5 @@
-"""What runs on this machine, and why; with `inspect FILE`, what a packed model's file holds."""
+"""What runs on this machine, and why; with `inspect FILE`, what a packed model's file holds; with `first-calls`, what the first
+call of each op costs."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import torch
 from qupedkern import backends
 from qupedkern._version import __version__
 from qupedkern.files.inspect import inspect
+from qupedkern.first_calls import table
 
 
 def machine() -> str:
@@ -34,12 +36,18 @@ def main() -> int:
     inspection = commands.add_parser("inspect", help="what a packed model's file holds, to the byte")
     inspection.add_argument("file")
     inspection.add_argument("--json", action="store_true", help="the same as JSON")
+    calls = commands.add_parser(
+        "first-calls", help="run every op twice: what the first call costs (Triton compiles then)"
+    )
+    calls.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--brief", action="store_true", help="the backends in one line")
     options = parser.parse_args()
     try:
         if options.command == "inspect":
             found = inspect(options.file)
             print(json.dumps(found.as_dict(), indent=1) if options.json else found)
+        elif options.command == "first-calls":
+            print(table(options.device))
         else:
             print(brief() if options.brief else machine())
         sys.stdout.flush()
