@@ -14,7 +14,7 @@ from torch import Tensor
 import qupedkern as qk
 from qupedkern.ops import OPS
 from qupedkern.ops._rows import midpoints
-from qupedkern.testing.harness import check, compute_type, running_backends, same_bits, upcast
+from qupedkern.testing.harness import check, compute_type, run, running_backends, same_bits, upcast
 from qupedkern.testing.strategies import FLOATS, Limits, soft_quantize_inputs
 from qupedkern.testing.tolerances import BOUNDS, ROUNDOFF, SECOND_ORDER, SMALLEST, assert_close, with_output_rounding
 
@@ -73,6 +73,16 @@ def test_far_out_the_sum_of_rounded_steps_does_not_pass_the_last_center(backend:
     with qk.use_backend(backend):
         value = qk.soft_quantize(x, centers, 20.0)
     assert bool((value <= centers[:, -1:].to(dtype)).all())
+
+
+@ON_EVERY_BACKEND
+def test_a_gradient_of_the_centers_overflows_where_it_is_too_large_itself_and_not_on_the_way(backend: str) -> None:
+    """d sum g s (1 - s) is past float32's largest number, P times it is not."""
+    c, sharpness = torch.tensor([-2.8e36, 1.9e36]), torch.tensor([1e-3])
+    args = torch.full((5,), 100.0), midpoints(c[None])[0].expand(5).contiguous(), c, sharpness
+    check("soft_quantize_backward", args, backend)
+    grad_centers = (run("soft_quantize_backward", args, backend) or ())[1]
+    assert bool(grad_centers.isfinite().all())
 
 
 @ON_EVERY_BACKEND

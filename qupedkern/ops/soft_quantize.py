@@ -45,18 +45,19 @@ def reference_backward(grad: Tensor, x: Tensor, centers: Tensor, sharpness: Tens
     t, d = midpoints(c), c.diff(dim=1)
     slope = torch.zeros_like(values)  # sum_j d_j s_j (1 - s_j)
     rising = [row_sum(g)]  # A_j = sum g s_j, with s_1 = 1 and s_{m+1} = 0
-    bump = [torch.zeros_like(rising[0])]  # d_j B_j, B_j = sum g s_j (1 - s_j), with d_1 = d_{m+1} = 0
+    bump = [torch.zeros_like(rising[0])]  # P d_j B_j / 2, B_j = sum g s_j (1 - s_j), with d_1 = d_{m+1} = 0
+    steep = (steepness / 2 * d).clamp(max=torch.finfo(d.dtype).max)  # first: d_j B_j can be past the largest number
     for j in range(t.shape[1]):
         z = steepness * (values - t[:, j : j + 1])
         s = sigmoid(z)
         density = s * sigmoid(-z)  # s (1 - s) without cancellation where s is close to 1
         slope = slope + d[:, j : j + 1] * density
         rising.append(row_sum(g * s))
-        bump.append(d[:, j] * row_sum(g * density))
+        bump.append(steep[:, j] * row_sum(g * density))
     rising.append(torch.zeros_like(rising[0]))
     bump.append(torch.zeros_like(rising[0]))
     a, b = torch.stack(rising, dim=1), torch.stack(bump, dim=1)  # [G, m + 1]
-    grad_centers = a[:, :-1] - a[:, 1:] - (steepness / 2) * (b[:, :-1] + b[:, 1:])
+    grad_centers = a[:, :-1] - a[:, 1:] - b[:, :-1] - b[:, 1:]
     grad_x = g * steepness * slope
     return grad_x.to(x.dtype).reshape(x.shape), grad_centers.to(centers.dtype).reshape(centers.shape)
 
