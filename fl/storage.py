@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -107,16 +108,13 @@ def _sync(path: Path) -> None:
 
 def tensors_to_bytes(tensors: Tensors) -> bytes:
     """Tensors as the bytes of a safetensors file, to be sent to another process."""
-    metadata = {"names": json.dumps(list(tensors))}  # their order: the format has one of its own
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    return _serialized(tensors, {"names": json.dumps(list(tensors))})  # their order: the format has one of its own
 
 
 def tensors_from_bytes(content: bytes) -> Tensors:
     """What tensors_to_bytes was given, in its order."""
     tensors = safetensors.torch.load(content)
-    length = int.from_bytes(content[:8], "little")
-    names = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["names"])
-    return {name: tensors[name] for name in names}
+    return {name: tensors[name] for name in json.loads(_metadata(content)["names"])}
 
 
 def save_state(path: Path, tensors: Tensors, scalars: Json, *, durable: bool = True) -> None:
@@ -124,31 +122,43 @@ def save_state(path: Path, tensors: Tensors, scalars: Json, *, durable: bool = T
 
     durable: as in write_atomic.
     """
-    # copies: the format refuses tensors that share memory
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-    metadata = {_METADATA_KEY: json.dumps(scalars, sort_keys=True)}
-    write_atomic(path, safetensors.torch.save(plain, metadata), durable=durable)
+    content = _serialized(tensors, {_METADATA_KEY: json.dumps(scalars, sort_keys=True)})
+    write_atomic(path, content, durable=durable)
+
+
+def _serialized(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    """A safetensors file's bytes. Through NumPy where it knows every dtype: a third of the time, for many small tensors."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if all(tensor.dtype != torch.bfloat16 for tensor in plain.values()):
+        return safetensors.numpy.save({name: tensor.numpy() for name, tensor in plain.items()}, metadata)
+    # copies: torch's writer refuses tensors that share memory
+    return safetensors.torch.save({name: tensor.clone() for name, tensor in plain.items()}, metadata)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """A safetensors file's own, which its readers of bytes do not return."""
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return found
 
 
 def load_state(path: Path) -> tuple[Tensors, Json]:
     """What save_state wrote. Raises CheckpointError for any other file."""
-    with _opened(path) as (file, scalars):
-        return {name: file.get_tensor(name) for name in file.keys()}, scalars  # noqa: SIM118 (not a dict)
+    with _refusing(path):
+        content = path.read_bytes()
+        return safetensors.torch.load(content), json.loads(_metadata(content)[_METADATA_KEY])
 
 
 def check_state(path: Path) -> None:
     """Raise CheckpointError where load_state would: the header is read, and the length compared with it."""
-    with _opened(path):
-        pass
+    with _refusing(path), safetensors.safe_open(path, "pt") as file:
+        json.loads((file.metadata() or {})[_METADATA_KEY])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Json]]:
-    """A state file and its scalars."""
+def _refusing(path: Path) -> Iterator[None]:
+    """One sentence for whatever is wrong with a state file."""
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            yield file, json.loads((file.metadata() or {})[_METADATA_KEY])
+        yield
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"load: {path} must be a state file written by this package, got: {error}") from error
