@@ -94,8 +94,9 @@ class QuPeD(Personal):
 
     def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KD; with the teacher alone tempered, T^2 KL(softmax(teacher / T) || softmax(student))."""
-        scale = self.temperature if self.tempered == "teacher" else 1.0
-        return distillation(scale * student, teacher, self.temperature)
+        if self.tempered == "teacher":
+            student = self.temperature * student
+        return distillation(student, teacher, self.temperature)
 
     def server_step(self, job: Job, server: Tensors, messages: Mapping[int, Message]) -> Tensors:
         return aggregate(messages, self.weighted)

@@ -5,9 +5,11 @@ from ._packed import packed_layers as packed_layers
 from ._quantized import QuantizedLayer as QuantizedLayer
 from ._quantized import WeightMode as WeightMode
 from ._quantized import absolute_sharpness as absolute_sharpness
+from ._quantized import all_row_gaps as all_row_gaps
 from ._quantized import mode as mode
 from ._quantized import quantized_layers as quantized_layers
 from ._quantized import row_gaps as row_gaps
+from ._quantized import sharpness_of as sharpness_of
 from .conv import PackedConv1d as PackedConv1d
 from .conv import PackedConv2d as PackedConv2d
 from .conv import QuantConv1d as QuantConv1d

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +48,27 @@ def check_model(op: str, model: Any) -> None:
 
 def row_gaps(centers: Tensor) -> Tensor:
     """(c_m - c_1) / (m - 1) of each row, [G], detached, at least float32: the mean distance of neighbouring centers."""
-    rows = centers.detach().reshape(-1, centers.shape[-1])
-    rows = rows if rows.dtype == torch.float64 else rows.float()  # p / gap would leave the range of float16
-    return (rows[:, -1] - rows[:, 0]) / (rows.shape[1] - 1)
+    return all_row_gaps([centers])[0]
+
+
+@torch.no_grad()
+def all_row_gaps(centers: Sequence[Tensor]) -> list[Tensor]:
+    """row_gaps of each, in two calls: for small networks one by one takes a share of the step."""
+    rows = [c.reshape(-1, c.shape[-1]) for c in centers]
+    rows = [c if c.dtype == torch.float64 else c.float() for c in rows]  # p / gap would leave the range of float16
+    gaps = torch._foreach_sub([c[:, -1] for c in rows], [c[:, 0] for c in rows])
+    torch._foreach_div_(gaps, [float(c.shape[1] - 1) for c in rows])
+    return list(gaps)
 
 
 def absolute_sharpness(centers: Tensor, sharpness: float) -> Tensor:
     """P = p / gap of each row, [G], finite; a row whose centers are all equal is constant for any P and gets 1."""
-    gaps = row_gaps(centers)
-    return torch.where(gaps > 0, sharpness / gaps, torch.ones_like(gaps)).clamp(max=torch.finfo(gaps.dtype).max)
+    return sharpness_of(row_gaps(centers), sharpness)
+
+
+def sharpness_of(gaps: Tensor, sharpness: float) -> Tensor:
+    """absolute_sharpness of rows with these gaps."""
+    return torch.where(gaps > 0, sharpness / gaps, 1.0).clamp_(max=torch.finfo(gaps.dtype).max)
 
 
 def sorted_codebook(codes: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +159,10 @@ class QuantizedLayer(CenteredLayer):
         """uint8 codes in the order of storage, shaped like by_rows(weight)."""
         return assign(self.by_rows(self.weight), self.centers)
 
+    def _multiply_with(self, mode: WeightMode, stand_in: Tensor | None) -> None:
+        """Past nn.Module.__setattr__, which looks for parameters: several times a step, it is time one sees in small networks."""
+        self.__dict__["weight_mode"], self.__dict__["stand_in"] = mode, stand_in
+
     def active_weight(self) -> Tensor:
         """The weight the layer multiplies with in its present mode, differentiable as the mode allows."""
         mode = self.weight_mode
@@ -211,9 +227,9 @@ def mode(model: nn.Module, name: str, **options: Any) -> Iterator[nn.Module]:
     try:
         torch.backends.mha.set_fastpath_enabled(fused and name == "float")
         for layer in layers:
-            layer.weight_mode, layer.stand_in = chosen, None
+            layer._multiply_with(chosen, None)
         yield model
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for layer, (old_mode, old_stand_in) in zip(layers, before, strict=True):
-            layer.weight_mode, layer.stand_in = old_mode, old_stand_in
+        for layer, old in zip(layers, before, strict=True):
+            layer._multiply_with(*old)

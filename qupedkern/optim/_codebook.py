@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qupedkern.nn import QuantizedLayer, quantized_layers, row_gaps
+from qupedkern.nn import QuantizedLayer, quantized_layers
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,6 @@ class Codebook:
     def members_per_center(self) -> float:
         """n / m: weights a center has on average."""
         return self.weight.numel() / self.centers.numel()
-
-    def half_gaps(self) -> Tensor:
-        """Half the mean distance of neighbouring centers of each row, [G]: the way of an untrained weight to its center."""
-        return 0.5 * row_gaps(self.centers)
 
 
 def find_codebooks(op: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Codebook]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qupedkern.nn import absolute_sharpness
+from qupedkern.nn import all_row_gaps, sharpness_of
 from qupedkern.ops import foreach_soft_quantize, hard_quantize
 from qupedkern.ops._call import attempt
 
@@ -57,10 +57,13 @@ def quantize_weights(codebooks: list[Codebook], mode: str, options: dict[str, An
     sharpness: list[Tensor] = []
     if mode == "soft":
         P = options.get("P")
-        sharpness = [
-            absolute_sharpness(c, options["sharpness"]).to(c.dtype) if P is None else c.new_full((1,), P)
-            for c in centers
-        ]
+        if P is None:
+            gaps = all_row_gaps(centers)
+            sharpness = [
+                sharpness_of(gap, options["sharpness"]).to(c.dtype) for gap, c in zip(gaps, centers, strict=True)
+            ]
+        else:
+            sharpness = [c.new_full((1,), P) for c in centers]
         weights = foreach_soft_quantize(xs, centers, sharpness)  # type: ignore[arg-type]
     else:
         weights = [hard_quantize(x, c) for x, c in zip(xs, centers, strict=True)]
@@ -73,7 +76,7 @@ def stand_in(codebooks: list[Codebook], relaxed: Relaxed) -> None:
     """Let every layer multiply with its prepared weight until its mode is left."""
     for book, weight in zip(codebooks, relaxed.weights, strict=True):
         for layer in book.layers:
-            layer.stand_in = weight
+            layer._multiply_with(layer.weight_mode, weight)
 
 
 @torch.no_grad()

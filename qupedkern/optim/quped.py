@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qupedkern.nn import all_row_gaps
+
 from ._base import Closure, QuantizedOptimizer
 from ._codebook import Codebook
 from ._evaluation import Relaxed, chain_gradients
@@ -96,12 +98,17 @@ class QuPeD(QuantizedOptimizer):
                 f"QuPeD: a dose is spent at the initial rate, which is 0 for {', '.join(still)}; give lam instead"
             )
 
-    def _lambda(self, book: Codebook) -> Tensor | float:
-        """lambda of this step: absolute, or the row's share of the dose, [G]."""
+    def _lambdas(self) -> list[Tensor | float]:
+        """lambda of this step, for each codebook: absolute, or the rows' share of the dose, [G]."""
         if self.lam is not None:
-            return value_at(self.lam, self.steps_done)
-        share = self.dose * linear_share(self.steps_done, min(self.freeze_step, self.total_steps)) / book.initial_rate
-        return share * book.half_gaps() if self.norm == "l1" else share
+            return [value_at(self.lam, self.steps_done)] * len(self.codebooks)
+        share = self.dose * linear_share(self.steps_done, min(self.freeze_step, self.total_steps))
+        shares = [share / book.initial_rate for book in self.codebooks]
+        if self.norm != "l1":
+            return list(shares)
+        # half a gap: the way of an untrained weight to its center
+        half_gaps = torch._foreach_mul(all_row_gaps([book.centers for book in self.codebooks]), 0.5)
+        return list(torch._foreach_mul(half_gaps, shares))
 
     def _soft(self) -> dict[str, Any]:
         if self.P is not None:
@@ -118,7 +125,7 @@ class QuPeD(QuantizedOptimizer):
                 closure, scaler, "soft", statistics=self.variant == "simultaneous", **self._soft()
             )
         again = self.variant == "alternating"  # the centers' gradient comes from an evaluation at the new weights
-        lambdas = [self._lambda(book) for book in self.codebooks]
+        lambdas = self._lambdas()
         strengths = [book.rate * lam for book, lam in zip(self.codebooks, lambdas, strict=True)]
         if not self._update_weights(relaxed, scaler, strengths, self.norm, center_gradients=not again):
             return loss

@@ -67,9 +67,9 @@ def test_a_lower_rate_lowers_the_prox_and_the_centers_steps_with_it() -> None:
     model = network()
     optimizer = qk.QuPeD(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=4)
     book = optimizer.codebooks[0]
-    lam, eta_2 = optimizer._lambda(book), optimizer._center_rate(book)
+    (lam, *_), eta_2 = optimizer._lambdas(), optimizer._center_rate(book)
     optimizer.param_groups[0]["lr"] = 0.01
-    assert torch.equal(optimizer._lambda(book), lam)
+    assert torch.equal(optimizer._lambdas()[0], lam)
     assert optimizer._center_rate(book) == pytest.approx(0.1 * eta_2)
 
 
