@@ -34,6 +34,10 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = DEFAULT_PORT,
     patience: Annotated[float, typer.Option(help="seconds to wait for nodes that do not answer")] = 600.0,
+    node_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="public key of a node, once for each; no other node may join then"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run that was stopped")] = False,
 ) -> None:
     """Serve CONFIG to nodes on other machines (extra 'flower'). Further options go to flower-superlink, TLS for one."""
@@ -54,6 +58,7 @@ def serve(
             port=port,
             resume=resume,
             patience=patience,
+            node_keys=node_key or (),
             options=context.args,
         )
     console = report.terminal()

@@ -20,13 +20,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from fl import config as configuration
-from fl.engines import loop
+from fl.engines import contact, loop
 from fl.errors import UserError, WorkerError
 from fl.result import RunResult
 
 LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _START = 60.0  # seconds in which Flower's server must open its port
+_BIND_ALL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # under which Flower's own processes reach such a server
+_ENDS_WAITING = ("--max-retries", "--max-wait-time")  # of flower-supernode
 _APP = """[project]
 name = "qupedkern-federation"
 version = "1.0.0"
@@ -62,13 +64,23 @@ def serve(
     port: int,
     resume: bool,
     patience: float,
+    node_keys: Sequence[Path] = (),
     options: Sequence[str] = (),
 ) -> RunResult:
     """Start Flower's server, run CONFIG's algorithm on the nodes that join, stop the server.
 
-    options: handed to flower-superlink as they are (TLS, node authentication).  Raises WorkerError where Flower fails.
+    node_keys: public keys; where there are any, only nodes that have the private key of one may join.
+    options: handed to flower-superlink as they are (TLS, say).  Raises WorkerError where Flower fails.
     """
     chosen = configuration.loads(config.read_text(), str(config)).override(**overrides)
+    authority = _option(options, "--ssl-ca-certfile")
+    if node_keys and authority is None:
+        raise UserError(
+            "serve: --node-key needs --ssl-certfile, --ssl-keyfile and --ssl-ca-certfile, nodes prove their keys over TLS"
+        )
+    for key in node_keys:
+        if not key.is_file():
+            raise UserError(f"serve: there is no key file {key}, make one with ssh-keygen -t ecdsa -b 384")
     with tempfile.TemporaryDirectory(prefix="qupedkern-flower-") as text:
         home = Path(text)
         environment = _environment(home / "home")
@@ -84,16 +96,20 @@ def serve(
         }
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in run_options.items())
         (home / "app" / "pyproject.toml").write_text(_APP + lines)
-        connection = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{host}:{port}"\n'
-        authority = _option(options, "--ssl-ca-certfile")
+        here = _BIND_ALL.get(host, host)
         trusted = f"root-certificates = {json.dumps(str(Path(authority).resolve()))}\n" if authority else None
-        connection += trusted or "insecure = true\n"
-        (home / "home" / "config.toml").write_text(connection)
+        address = f"[{here}]:{port}" if ":" in here else f"{here}:{port}"
+        connection = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{address}"\n'
+        (home / "home" / "config.toml").write_text(connection + (trusted or "insecure = true\n"))
         security = list(options) if authority else [*insecure(host, options), *options]
+        security += ["--enable-supernode-auth"] if node_keys and "--enable-supernode-auth" not in options else []
         command = [_program("flower-superlink"), "--host", host, "--port", str(port), *security]
         with _process(command, environment) as server:
-            _wait_for(host, port, server)
+            _wait_for(here, port, authority, server)
             flwr = _program("flwr")
+            for key in node_keys:
+                _admit(flwr, key, environment)
+                print(f"serve: the node with the key {key} may join", flush=True)
             subprocess.run([flwr, "run", str(home / "app"), "here", "--stream"], env=environment, check=False)
         if not outcome.exists():
             raise WorkerError("serve: Flower's server app ended without an outcome; its log above tells why")
@@ -115,14 +131,17 @@ def join(
 
     options: for flower-supernode.
     """
+    trusted = None if "--insecure" in options else _option(options, "--root-certificates")
+    security = [] if trusted else insecure(contact.split_address(server)[0], options)
+    program = _program("flower-supernode")
+    contact.meet(server, trusted, patient=not any(_option(options, name) for name in _ENDS_WAITING))
     state.mkdir(parents=True, exist_ok=True)
     own = {
         "clients": ",".join(map(str, clients)),
         "data": "" if data_directory is None else str(data_directory.resolve()),
         "state": str(state.resolve()),
     }
-    security = [] if _option(options, "--root-certificates") else insecure(server.rsplit(":", 1)[0], options)
-    command = [_program("flower-supernode"), "--superlink", server, "--port", str(free_port()), *security, *options]
+    command = [program, "--superlink", server, "--port", str(free_port()), *security, *options]
     command += ["--node-config", " ".join(f"{name}={json.dumps(value)}" for name, value in own.items())]
     environment = _environment(state / "flower")
     if os.name == "posix":  # become the node, so that what stops this process stops it
@@ -161,11 +180,13 @@ def insecure(host: str, options: Sequence[str]) -> list[str]:
     if "--insecure" in options:
         return []
     try:
-        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback  # brackets: IPv6 before a port
+        loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
     if not loopback:
-        raise UserError(f"flower: {host} is another machine, give certificates (README: TLS) or ask for --insecure")
+        raise UserError(
+            f"flower: {host} is another machine, give certificates, as the README shows, or ask for --insecure"
+        )
     return ["--insecure"]
 
 
@@ -208,7 +229,17 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _wait_for(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
+def _admit(flwr: str, key: Path, environment: Mapping[str, str]) -> None:
+    """Register a node's public key with the server."""
+    command = [flwr, "supernode", "register", str(key.resolve()), "here"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        said = " ".join(done.stdout.decode(errors="replace").split())
+        raise WorkerError(f"serve: Flower's server does not take the key {key}: {said}")
+
+
+def _wait_for(host: str, port: int, trusted: str | None, server: subprocess.Popen[bytes]) -> None:
+    """Until Flower's server listens; what is wrong with its certificate where Flower's own processes could not talk to it."""
     deadline = time.monotonic() + _START
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -216,8 +247,13 @@ def _wait_for(host: str, port: int, server: subprocess.Popen[bytes]) -> None:
                 f"serve: Flower's server ended with exit code {server.returncode}; its log above tells why"
             )
         try:
-            socket.create_connection((host, port), timeout=1).close()
-            return
+            connection = socket.create_connection((host, port), timeout=1)
         except OSError:
             time.sleep(0.2)
+            continue
+        with connection:
+            problem = contact.refusal(connection, host, trusted)
+        if problem is not None:
+            raise WorkerError(f"serve: Flower's own processes reach the server as {host}, which {problem}")
+        return
     raise WorkerError(f"serve: Flower's server did not open {host}:{port} in {_START:.0f} s")

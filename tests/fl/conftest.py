@@ -1,6 +1,8 @@
 """Small federations that every test of this folder may run in well under a second."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,36 @@ def config_file(tmp_path: Path, config_text: str) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(config_text)
     return path
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two authorities, ca.pem and other.pem, and server certificates that ca.pem has signed.
+
+    server.pem is for localhost and 127.0.0.1, elsewhere.pem for another host; each beside its .key.
+    """
+    if shutil.which("openssl") is None:
+        pytest.skip("TLS NOT CHECKED: this machine has no program openssl")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    (folder / "openssl.cnf").write_text(
+        "[req]\ndistinguished_name = name\n[name]\n[authority]\nbasicConstraints = critical, CA:TRUE\n"
+        "keyUsage = critical, keyCertSign\nsubjectKeyIdentifier = hash\n"
+    )
+    for name in ("ca", "other"):
+        own = ["-config", "openssl.cnf", "-extensions", "authority", "-subj", f"/CN=tests {name}", "-days", "2"]
+        openssl("req", "-x509", *new_key, *own, "-keyout", f"{name}.key", "-out", f"{name}.pem")
+    for name, hosts in (("server", "DNS:localhost,IP:127.0.0.1"), ("elsewhere", "DNS:elsewhere.example")):
+        own = ["-config", "openssl.cnf", "-subj", f"/CN=tests {name}"]
+        openssl("req", *new_key, *own, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (folder / f"{name}.cnf").write_text(f"subjectAltName = {hosts}\nauthorityKeyIdentifier = keyid\n")
+        signed = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", f"{name}.cnf", "-days", "2"]
+        openssl("x509", "-req", "-in", f"{name}.csr", *signed, "-out", f"{name}.pem")
+    return folder
 
 
 Outcome = dict[str, Any]

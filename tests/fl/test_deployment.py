@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from fl import config as configuration
 from fl import data
 from fl.__main__ import app
-from fl.engines import deployment
+from fl.engines import contact, deployment
 from fl.engines.deployment import insecure, parse_clients
 from fl.errors import ConfigError, UserError
 from fl.setup import check_served
@@ -36,7 +36,7 @@ def test_clients_of_a_node_are_written_as_numbers_and_ranges() -> None:
 
 
 def test_only_the_loopback_interface_is_used_without_certificates() -> None:
-    for host in ("127.0.0.1", "localhost", "::1"):
+    for host in ("127.0.0.1", "localhost", "::1", "127.8.9.10"):
         assert insecure(host, []) == ["--insecure"]
     assert insecure("10.0.0.7", ["--insecure"]) == []
     for host in ("0.0.0.0", "10.0.0.7", "server.example"):
@@ -149,6 +149,7 @@ AUTHORITY = 'root-certificates = "{here}/ca.pem"'
         ("127.0.0.1", TLS, TLS, AUTHORITY),
         ("127.0.0.1", [*TLS, "--enable-supernode-auth"], [*TLS, "--enable-supernode-auth"], AUTHORITY),
         ("localhost", ["--ssl-ca-certfile=ca.pem"], ["--ssl-ca-certfile=ca.pem"], AUTHORITY),
+        ("0.0.0.0", TLS, TLS, AUTHORITY),
     ],
 )
 def test_what_serve_does_not_know_goes_to_flowers_server(
@@ -165,15 +166,60 @@ def test_what_serve_does_not_know_goes_to_flowers_server(
     programs.write("flower-superlink", SERVER.format(python=PYTHON, port=port))
     programs.write("flwr", RUN.format(python=PYTHON, directory=tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(contact, "refusal", lambda *_: None)  # test_contact.py has what it says
     arguments = ["serve", str(config_file), "--out", str(tmp_path / "out"), "--host", host, "--port", str(port)]
     result = CliRunner().invoke(app, [*arguments, *options])
     assert (result.exit_code, result.stderr) == (2, "stopped by the test\n")
     assert programs.called("flower-superlink") == ["--host", host, "--port", str(port), *passed]
     assert programs.called("flwr")[0::2] == ["run", "here"]
     written = (tmp_path / "connection.toml").read_text()
-    assert f'address = "{host}:{port}"' in written
+    assert f'address = "{host.replace("0.0.0.0", "127.0.0.1")}:{port}"' in written
     assert connection.format(here=tmp_path) in written
     assert ("insecure" in written) == (connection == "insecure = true")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for Flower's programs")
+def test_nodes_whose_keys_are_given_are_registered_before_the_run_and_no_others_may_join(
+    programs: Programs, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = deployment.free_port()
+    programs.write("flower-superlink", SERVER.format(python=PYTHON, port=port))
+    registered = f"""if [ "$1" = supernode ]; then echo "$@" >> "{tmp_path}/registered"; exit 0; fi\n"""
+    programs.write("flwr", registered + RUN.format(python=PYTHON, directory=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(contact, "refusal", lambda *_: None)
+    arguments = ["serve", str(config_file), "--out", str(tmp_path / "out"), "--port", str(port)]
+    arguments += ["--node-key", "a.pub", "--node-key", "b.pub"]
+    assert "serve: --node-key needs --ssl-certfile, " in CliRunner().invoke(app, arguments).stderr
+    assert "serve: there is no key file a.pub, make one with" in CliRunner().invoke(app, [*arguments, *TLS]).stderr
+    assert not (programs.directory / "flower-superlink.called").exists()
+    for name in ("a.pub", "b.pub"):
+        (tmp_path / name).write_text("a key")
+    result = CliRunner().invoke(app, [*arguments, *TLS])
+    assert (result.exit_code, result.stderr) == (2, "stopped by the test\n")
+    assert result.stdout == "".join(f"serve: the node with the key {key} may join\n" for key in ("a.pub", "b.pub"))
+    assert programs.called("flower-superlink")[4:] == [*TLS, "--enable-supernode-auth"]
+    assert programs.called("flwr")[0::2] == ["run", "here"]
+    lines = (tmp_path / "registered").read_text().splitlines()
+    assert lines == [f"supernode register {tmp_path}/{key} here" for key in ("a.pub", "b.pub")]
+    programs.write("flwr", "echo 'no such curve'; exit 1")
+    result = CliRunner().invoke(app, [*arguments, *TLS])
+    assert result.stderr == "serve: Flower's server does not take the key a.pub: no such curve\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for Flower's programs")
+def test_a_server_that_its_own_processes_cannot_reach_is_one_sentence(
+    programs: Programs, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the look at its certificate, the run would wait for ever for Flower's processes."""
+    port = deployment.free_port()
+    programs.write("flower-superlink", SERVER.format(python=PYTHON, port=port))
+    monkeypatch.setattr(contact, "refusal", lambda _, host, trusted: f"is {host}, and {trusted} says no")
+    arguments = ["serve", str(config_file), "--out", str(tmp_path / "out"), "--host", "0.0.0.0", "--port", str(port)]
+    result = CliRunner().invoke(app, [*arguments, *TLS])
+    assert result.exit_code == 2
+    expected = "serve: Flower's own processes reach the server as 127.0.0.1, which is 127.0.0.1, and ca.pem says no\n"
+    assert result.stderr == expected
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere the node is a child, not this process")
@@ -203,6 +249,7 @@ def test_what_join_does_not_know_goes_to_flowers_node(
         raise SystemExit(7)
 
     monkeypatch.setattr(os, "execve", become)
+    monkeypatch.setattr(contact, "meet", lambda *_, **__: None)  # test_contact.py has what it says
     arguments = ["join", "0,2-3", "--state", str(tmp_path / "node"), "--server", server, *options]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 7, result.output

@@ -61,6 +61,10 @@ class Programs:
         process = self.start(*arguments)
         assert process.wait(PATIENCE) == 0, self.logs()
 
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        path = self._directory / f"log{self._running.index(process)}.txt"
+        return path.read_text(errors="replace")
+
     def logs(self) -> str:
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._directory.glob("log*.txt")))
 
@@ -134,13 +138,20 @@ class Deployment:
         state, server = self.directory / f"node{clients}", f"127.0.0.1:{self.port}"
         return self.programs.start("join", clients, "--state", state, "--server", server, *options)
 
+    def refused(self, *options: object) -> str:
+        """What a node says that cannot join; it must end by itself."""
+        process = self.join("0", *options)
+        assert process.wait(PATIENCE) != 0, self.programs.logs()
+        return self.programs.log(process)
+
     def trained(self) -> list[Path]:
         return sorted(self.directory.glob("node*/*/state/client_*"))
 
     def assert_same(self, serial: Path, outcome: Outcome) -> None:
         """The bits of a serial run: records, global model, and what each node has kept and shipped."""
         got, expected = outcome(self.directory / "served" / "quped"), outcome(serial)
-        for name in ("records", "summary", "state/server.3.safetensors"):
+        (server,) = [name for name in expected if name.startswith("state/server")]
+        for name in ("records", "summary", server):
             assert got[name] == expected[name]
         for path in [*serial.glob("state/client_*"), *serial.glob("models/client_*")]:
             (kept,) = self.directory.glob(f"node*/*/{path.parent.name}/{path.name}")
@@ -170,5 +181,70 @@ def test_a_deployment_gives_the_bits_of_the_serial_engine_though_a_node_is_kille
     running[victim].wait()
     assert server.poll() is None, "the run ended before the node could be killed"
     deployment.join(victim)
+    assert server.wait(PATIENCE) == 0, deployment.programs.logs()
+    deployment.assert_same(serial, outcome)
+
+
+@pytest.fixture
+def tls(certificates: Path) -> list[object]:
+    """Options of a server with a certificate for this machine."""
+    names = {"--ssl-certfile": "server.pem", "--ssl-keyfile": "server.key", "--ssl-ca-certfile": "ca.pem"}
+    return [text for option, name in names.items() for text in (option, certificates / name)]
+
+
+@pytest.fixture
+def short(config_file: Path, config_text: str) -> Path:
+    """One round: what is tested is the connection."""
+    config_file.write_text(config_text.replace("rounds = 3", "rounds = 1"))
+    return config_file
+
+
+def test_a_deployment_over_tls_gives_the_serial_engines_bits_and_refuses_nodes_that_do_not_trust_it(
+    outcome: Outcome, deployment: Deployment, short: Path, serial: Path, certificates: Path, tls: list[object]
+) -> None:
+    server = deployment.serve(short, *tls, "--host", "0.0.0.0")
+    said = deployment.refused("--root-certificates", certificates / "other.pem")
+    assert said.endswith("other.pem: unable to get local issuer certificate\n")
+    assert deployment.refused().endswith(
+        "does not speak plain HTTP, if it has a certificate give --root-certificates\n"
+    )
+    for clients in ("0,1", "2-3"):
+        deployment.join(clients, "--root-certificates", certificates / "ca.pem")
+    assert server.wait(PATIENCE) == 0, deployment.programs.logs()
+    deployment.assert_same(serial, outcome)
+
+
+def write_key(path: Path) -> None:
+    """A key of the kind that Flower's nodes prove themselves with, as ssh-keygen writes it; the public one in .pub."""
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP384R1())
+    path.write_bytes(key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption()))
+    public = key.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
+    path.with_suffix(".pub").write_bytes(public)
+
+
+def test_nodes_that_prove_their_keys_give_the_serial_engines_bits_and_others_may_not_join(
+    outcome: Outcome, deployment: Deployment, short: Path, serial: Path, certificates: Path, tls: list[object]
+) -> None:
+    keys = {name: deployment.directory / f"key{name}" for name in ("0,1", "2-3", "stranger")}
+    for path in keys.values():
+        write_key(path)
+    allowed = [keys[name].with_suffix(".pub") for name in ("0,1", "2-3")]
+    server = deployment.serve(short, *tls, *(text for path in allowed for text in ("--node-key", path)))
+    deadline = time.monotonic() + PATIENCE
+    while not all(
+        f"serve: the node with the key {path} may join" in deployment.programs.log(server) for path in allowed
+    ):
+        assert time.monotonic() < deadline, deployment.programs.logs()
+        assert server.poll() is None, deployment.programs.logs()
+        time.sleep(0.05)
+    trusting = ["--root-certificates", certificates / "ca.pem"]
+    assert "All SuperNodes must be registered" in deployment.refused(*trusting)
+    said = deployment.refused(*trusting, "--auth-supernode-private-key", keys["stranger"])
+    assert "Failed to activate SuperNode" in said
+    for clients in ("0,1", "2-3"):
+        deployment.join(clients, *trusting, "--auth-supernode-private-key", keys[clients])
     assert server.wait(PATIENCE) == 0, deployment.programs.logs()
     deployment.assert_same(serial, outcome)
