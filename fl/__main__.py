@@ -16,6 +16,8 @@ from fl.federation import Federation
 from fl.paper import command as paper
 from fl.result import RunResult
 from fl.setup import check_backend, check_directory, make_config_clients, make_config_federation
+from fl.storage import write_atomic
+from fl.trace import Trace
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 console = report.terminal()
@@ -45,9 +47,9 @@ def run(
     """Run CONFIG's algorithm, and beside it those it compares with."""
     try:
         check_backend()
-        chosen = configuration.load(config).override(
-            algorithm=algorithm, rounds=rounds, seed=seed, engine=engine, workers=workers, device=device
-        )
+        given = {"algorithm": algorithm, "rounds": rounds, "seed": seed}
+        given |= {"engine": engine, "workers": workers, "device": device}
+        chosen = configuration.load(config).override(**given)
         directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
         federations = _federations(chosen, data_directory)
         check_directory(directory, federations, resume)
@@ -56,7 +58,7 @@ def run(
         first = next(iter(federations.values()))
         _print_device(first)
         report.print_classes(first.clients, first.job.num_classes, console)
-        results = _run_all(federations, directory, resume)
+        results = _run_all(federations, directory, resume, configuration.as_given(config, given))
         _report(results, first, directory)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -105,7 +107,7 @@ def _print_device(federation: Federation) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _run_all(federations: dict[str, Federation], directory: Path, resume: bool) -> list[RunResult]:
+def _run_all(federations: dict[str, Federation], directory: Path, resume: bool, described: str) -> list[RunResult]:
     columns = (
         TextColumn("{task.description:8}"),
         BarColumn(),
@@ -119,9 +121,15 @@ def _run_all(federations: dict[str, Federation], directory: Path, resume: bool) 
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
             for name, federation in federations.items():
                 task = progress.add_task(name, total=federation.rounds, accuracy="")
+                trace = Trace(directory / name, federation.clients)
 
-                def on_round(rounds: int, record: dict[str, Any], name: str = name, task: Any = task) -> None:
+                def on_round(
+                    rounds: int, record: dict[str, Any], name: str = name, task: Any = task, trace: Trace = trace
+                ) -> None:
                     done[name] = rounds
+                    if not (kept := directory / name / "config.toml").exists():
+                        write_atomic(kept, described.encode())
+                    trace(rounds, record)
                     accuracy = f"mean {100 * record['accuracy_mean']:5.1f} %"
                     progress.update(task, completed=rounds, accuracy=accuracy)
 
@@ -141,15 +149,17 @@ def _run_all(federations: dict[str, Federation], directory: Path, resume: bool) 
 def _report(results: list[RunResult], first: Federation, directory: Path) -> None:
     report.plot(results, directory / "accuracy.png")
     pictures.plot_bytes(results, directory / "bytes.png")
+    pictures.plot_clients(results, directory / "clients.png")
     pictures.plot_classes(first.clients, first.job.num_classes, directory / "classes.png")
+    centers = ", centers.png" if pictures.plot_centers(results, directory / "centers.png") else ""
     report.print_clients(results, console)
     report.print_comparison(results, console)
     names = [result.algorithm for result in results]
     which = names[0] if len(names) == 1 else "{" + ",".join(names) + "}"
     lines = [
-        ("pictures", f"{directory}/accuracy.png, bytes.png, classes.png"),
+        ("pictures", f"{directory}/accuracy.png, bytes.png, clients.png, classes.png{centers}"),
         ("models", f"{directory}/{which}/models/client_*.safetensors"),
-        ("records", f"{directory}/{which}/records.jsonl, summary.json"),
+        ("records", f"{directory}/{which}/records.jsonl, summary.json, config.toml"),
     ]
     for label, text in lines:
         console.print(f"{label:8} {text}", highlight=False, soft_wrap=True, markup=False)

@@ -181,6 +181,13 @@ def load(path: Path) -> Config:
     return parse(content, str(path))
 
 
+def as_given(path: Path, changes: Mapping[str, object]) -> str:
+    """The text of a configuration file for a run's directory, headed by what the command line changed."""
+    said = [f"{key} = {value!r}" for key, value in changes.items() if value is not None]
+    head = f"# given on the command line: {', '.join(said)}\n" if said else ""
+    return head + path.read_text()
+
+
 def loads(text: str, source: str = "config") -> Config:
     """A configuration from a file's text, as load reads it."""
     try:

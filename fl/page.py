@@ -9,7 +9,7 @@ import numpy as np
 
 from fl.compare import Group, find_runs, group_runs
 from fl.errors import UserError
-from fl.report import MIB
+from fl.report import MIB, device_name
 from fl.result import scored
 from fl.storage import write_atomic
 
@@ -77,7 +77,7 @@ def _clients(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [
         {
             "number": number,
-            "device": f"{device['architecture']} {device['bits']}{'-bit' if isinstance(device['bits'], int) else ''}",
+            "device": device_name(device["architecture"], device["bits"]),
             "cells": [None if column is None else float(column[number]) for column in columns],
         }
         for number, device in enumerate(devices)

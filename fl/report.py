@@ -47,7 +47,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _device(architecture: str, bits: Bits) -> str:
+def device_name(architecture: str, bits: Bits) -> str:
+    """How tables and pictures write a client's device."""
     return f"{architecture} {bits}{'-bit' if isinstance(bits, int) else ''}"
 
 
@@ -103,7 +104,7 @@ def print_classes(clients: Sequence[Client], num_classes: int, console: Any = No
         if many:
             cells = [str((row > 0).sum()), _percent(row.max() / row.sum())]
         sizes = [str(len(part)) for part in (client.data.train, client.data.val, client.data.test)]
-        table.add_row(str(client.id), _device(client.architecture, client.bits), *cells, *sizes)
+        table.add_row(str(client.id), device_name(client.architecture, client.bits), *cells, *sizes)
     _print(table, console)
 
 
@@ -122,7 +123,7 @@ def print_clients(results: Sequence[RunResult], console: Any = None) -> None:
     for position, row in enumerate(first.clients):
         table.add_row(
             str(row.client),
-            _device(row.architecture, row.bits),
+            device_name(row.architecture, row.bits),
             _classes(row.classes),
             str(row.train_samples),
             str(row.test_samples),
