@@ -12,6 +12,7 @@ from fl.errors import UserError
 from fl.report import MIB, device_name
 from fl.result import scored
 from fl.storage import write_atomic
+from fl.trace import NEAR, read_trace
 
 COLORS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#525252", "#92400e")
 DASHES = ("-", "--", ":")  # for the first, second and third time that a color is used
@@ -64,6 +65,7 @@ def write_groups(groups: Sequence[Group], out: Path) -> None:
                 _by_client(groups),
             ),
             ("Accuracy over model size", "The file that a client ships, mean; finished runs.", _by_size(groups)),
+            *_on_centers(groups),
         ],
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +121,32 @@ def _over(groups: Sequence[Group], along: Callable[[Sequence[dict[str, Any]]], l
             _legend_below(axes)
 
     return _svg(draw)
+
+
+def _on_centers(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """Share of weights on a center over the rounds, of groups whose runs have written it down; no figure where none has."""
+    shares: dict[int, dict[int, list[float]]] = {}
+    for k, group in enumerate(groups):
+        for line in (line for run in group.runs for line in read_trace(run.directory)):
+            shares.setdefault(k, {}).setdefault(line["round"], []).append(100 * line["share"])
+    if not shares:
+        return []
+
+    def draw(axes: Any) -> None:
+        for k, seen in shares.items():
+            rounds = sorted(seen)
+            color, dashes = COLORS[k % len(COLORS)], DASHES[k // len(COLORS) % len(DASHES)]
+            means = [np.mean(seen[at]) for at in rounds]
+            axes.plot(rounds, means, dashes, color=color, linewidth=1.8, label=groups[k].label)
+        axes.set(xlabel="round", ylabel="weights on a center, %", ylim=(0, 101))
+        axes.set_xlim(left=0)
+        if len(shares) <= FEW:
+            axes.legend(loc="upper left", frameon=False, fontsize=9)
+        else:
+            _legend_below(axes)
+
+    note = f"Quantized weights within {NEAR:.0%} of a gap of their center; mean over the round's clients and the seeds."
+    return [("Weights on centers", note, _svg(draw))]
 
 
 def _legend_below(axes: Any) -> None:

@@ -6,16 +6,19 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from fl import Federation, algorithms
+from fl import Federation, algorithms, page
 from fl.__main__ import app
 from fl.compare import find_runs, group_runs
 from fl.errors import CheckpointError
 from fl.page import write_page
+from fl.trace import Trace, read_trace
 
 Build = Callable[..., Federation]
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -103,15 +106,36 @@ def test_the_page_is_whole_and_loads_nothing(experiment: Path, monkeypatch: pyte
         r"^QuPeD \(local_steps 1\): \d+\.\d ± \d+\.\d %, worst decile \d+\.\d %, seeds 2$", result.output, re.M
     )
     text = (experiment / "pages" / "report.html").read_text()
-    page = Balance()
-    page.feed(text)
-    assert page.open == []
-    assert page.fetched == []
+    tags = Balance()
+    tags.feed(text)
+    assert tags.open == []
+    assert tags.fetched == []
     assert "<script" not in text
     assert text.count("<svg") == 4
     again = CliRunner().invoke(app, ["compare", "seed0", "seed1", "other", "--out", "pages/again.html"])
     assert again.exit_code == 0
     assert (experiment / "pages" / "again.html").read_text() == text
+
+
+def test_weights_on_centers_are_shown_where_runs_have_written_them_down(
+    federation: Build, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = federation(algorithms.QuPeD(local_steps=1))
+    run.run(experiment / "traced", on_round=Trace(experiment / "traced", run.clients))
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        page, "_svg", lambda draw: [draw(axes := Figure().subplots()), drawn.append(axes), "<svg/>"][-1]
+    )
+    write_page([experiment / "traced", experiment / "seed0"], experiment / "page.html")
+    assert (experiment / "page.html").read_text().count("<svg/>") == len(drawn) == 5
+    lines: dict[int, list[float]] = {}
+    for line in read_trace(experiment / "traced"):
+        lines.setdefault(line["round"], []).append(100 * line["share"])
+    (shown,) = drawn[-1].get_lines()
+    assert shown.get_xdata().tolist() == sorted(lines)
+    assert shown.get_ydata().tolist() == [pytest.approx(np.mean(lines[at])) for at in sorted(lines)]
+    text = (experiment / "page.html").read_text()
+    assert text.index("Weights on centers") > text.index("Accuracy over model size")
 
 
 def test_names_from_a_run_cannot_become_markup(experiment: Path) -> None:
