@@ -58,6 +58,8 @@ def test_the_numbers_are_those_of_the_summaries(experiment: Path) -> None:
         assert row["worst_decile"] == pytest.approx(found[label].min(1).mean())  # of four clients a tenth is one
         assert row["evaluations"] == np.mean([s["evaluations"] for s in summaries])
         assert row["up"] == np.mean([s["bytes_up"] for s in summaries]) / 2**20
+        assert row["down"] == np.mean([s["bytes_down"] for s in summaries]) / 2**20
+        assert row["seconds"] == np.mean([s["seconds"] for s in summaries])
         assert row["model"] == np.mean([c["model_bytes"] for s in summaries for c in s["clients"]]) / 1024
     gaps = (found["QuPeD"] - found["local"]).mean(0)
     ahead = groups["QuPeD"].ahead_of(groups["local"])
@@ -136,6 +138,28 @@ def test_weights_on_centers_are_shown_where_runs_have_written_them_down(
     assert shown.get_ydata().tolist() == [pytest.approx(np.mean(lines[at])) for at in sorted(lines)]
     text = (experiment / "page.html").read_text()
     assert text.index("Weights on centers") > text.index("Accuracy over model size")
+
+
+def test_the_table_has_every_column_with_the_groups_numbers(experiment: Path) -> None:
+    groups = write_page([experiment / "seed0", experiment / "seed1"], experiment / "page.html")
+    table = (experiment / "page.html").read_text().split("<table>")[1].split("</table>")[0]
+    heads = [" ".join(re.sub(r"<[^>]*>", " ", head).split()) for head in re.findall(r"<th.*?</th>", table, re.S)]
+    assert heads == [
+        *("algorithm", "seeds", "accuracy, % ± sd over seeds", "sd over clients", "worst decile, %"),
+        *("QuPeD ahead points ± se", "down MiB", "up MiB", "gradient evaluations", "model file KiB", "seconds"),
+    ]
+    lines = re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]
+    assert len(lines) == len(groups) == 2
+    for group, line in zip(groups, lines, strict=True):
+        cells = [" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", line, re.S)]
+        row, ahead = group.row(), groups[0].ahead_of(group)
+        assert ahead is not None
+        paired = "" if group is groups[0] else f"{ahead[0]:+.1f} ± {ahead[1]:.1f}"
+        assert cells == [
+            *(group.label, "2", f"{row['mean']:.1f} ± {row['sd_seeds']:.1f}", f"{row['sd_clients']:.1f}"),
+            *(f"{row['worst_decile']:.1f}", paired, f"{row['down']:.1f}", f"{row['up']:.1f}"),
+            *(f"{row['evaluations']:,.0f}", f"{row['model']:.1f}", f"{row['seconds']:,.0f}"),
+        ]
 
 
 def test_names_from_a_run_cannot_become_markup(experiment: Path) -> None:

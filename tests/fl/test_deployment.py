@@ -136,6 +136,12 @@ import json, pathlib, sys
 lines = dict(line.split(" = ", 1) for line in open(sys.argv[1]).read().splitlines() if " = " in line)
 pathlib.Path(json.loads(lines["outcome"])).write_text(json.dumps({{"problem": "stopped by the test"}}))
 END"""
+QUIET = {  # what Flower and Ray read when they are imported
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 TLS = ["--ssl-certfile", "a.pem", "--ssl-keyfile", "a.key", "--ssl-ca-certfile", "ca.pem"]
 AUTHORITY = 'root-certificates = "{here}/ca.pem"'
 
@@ -176,6 +182,30 @@ def test_what_serve_does_not_know_goes_to_flowers_server(
     assert f'address = "{host.replace("0.0.0.0", "127.0.0.1")}:{port}"' in written
     assert connection.format(here=tmp_path) in written
     assert ("insecure" in written) == (connection == "insecure = true")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for Flower's programs")
+def test_flower_sends_nothing_installs_nothing_and_has_a_home_of_its_own(
+    programs: Programs, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*QUIET, "FLWR_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")  # what the user says stands
+    port = deployment.free_port()
+    programs.write("flower-superlink", f'env > "{tmp_path}/superlink.env"; ' + SERVER.format(python=PYTHON, port=port))
+    keep = f'env > "{tmp_path}/flwr.env"; cp "$2/pyproject.toml" "{tmp_path}/app.toml"\n'
+    programs.write("flwr", keep + RUN.format(python=PYTHON, directory=tmp_path))
+    monkeypatch.setattr(contact, "refusal", lambda *_: None)
+    arguments = ["serve", str(config_file), "--out", str(tmp_path / "out"), "--port", str(port)]
+    assert CliRunner().invoke(app, arguments).stderr == "stopped by the test\n"
+    for program in ("superlink", "flwr"):
+        lines = (tmp_path / f"{program}.env").read_text().splitlines()
+        seen = dict(line.split("=", 1) for line in lines if "=" in line)
+        assert {name: seen[name] for name in QUIET} == QUIET | {"FLWR_TELEMETRY_ENABLED": "1"}
+        assert "qupedkern-flower-" in seen["FLWR_HOME"]
+        assert not Path(seen["FLWR_HOME"]).exists()  # it went with the run
+    described = configuration.tomllib.loads((tmp_path / "app.toml").read_text())
+    assert described["project"]["dependencies"] == []  # Flower would install torch anew for every run
 
 
 @pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for Flower's programs")

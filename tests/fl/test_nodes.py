@@ -163,6 +163,24 @@ def test_a_served_run_that_was_stopped_continues_to_the_same_bits(
     assert same(tmp_path / "served", tmp_path / "nodes", tmp_path / "serial")
 
 
+def test_what_a_node_keeps_of_one_experiment_is_not_anothers(
+    federation: Build, outcome: Outcome, tmp_path: Path
+) -> None:
+    """Two runs one after the other on the same nodes, then the first again: states lie apart by experiment and client."""
+    runs = [federation(algorithms.QuPeD(local_steps=2), sample=1.0, seed=seed) for seed in (0, 1)]
+    for seed in (0, 1, 0):
+        run, played = runs[seed], tmp_path / f"served{len(list(tmp_path.glob('served*')))}"
+        play(run, Post(spread(run, tmp_path / "nodes", [0, 1], [2, 3])), played)
+        if not (tmp_path / f"serial{seed}").exists():
+            run.run(tmp_path / f"serial{seed}")
+        got, expected = outcome(played), outcome(tmp_path / f"serial{seed}")
+        assert all(got[name] == expected[name] for name in ("records", "summary", "state/server.3.safetensors"))
+        kept = [path.read_bytes() for path in (tmp_path / "nodes").rglob("client_*.safetensors")]
+        assert all(expected[name] in kept for name in expected if "/client_" in name)
+    folders = [path for node in (tmp_path / "nodes").iterdir() for path in node.iterdir()]
+    assert len(folders) == len(runs) * len(runs[0].clients)
+
+
 def test_clients_without_a_node_are_named(federation: Build, tmp_path: Path) -> None:
     run = federation(algorithms.Local(local_steps=1))
     with pytest.raises(WorkerError, match=r"no node has answered for clients 1, 3 in 0 s; start it again"):
