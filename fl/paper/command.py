@@ -60,13 +60,16 @@ def add(app: typer.Typer, console: Any) -> None:
             if detach and not show_table:
                 show(_detach(directory))
                 return
-            cells = study.trials(only or []) if tune else study.cells(_numbers(seeds), only or [], column)
-            if not show_table:
-                for cell in run_cells(cells, directory, data.data_directory(data_directory), _teller(show)):
-                    show(f"{_words(cell)}: another process is running it")
+
+            def run(cells: Sequence[Cell]) -> None:
+                if not show_table:
+                    for cell in run_cells(cells, directory, data.data_directory(data_directory), _teller(show)):
+                        show(f"{_words(cell)}: another process is running it")
+
             if tune:
-                files.write_trials(_trial_rows(study, cells, directory), show)
+                files.write_trials(_tune(study, only or [], directory, run), show)
             else:
+                run(study.cells(_numbers(seeds), only or [], column))
                 groups = partial(table.groups, study, directory, column or COLUMNS[0])
                 files.write(study, table.read_rows(study, directory), show, groups)
         except KeyboardInterrupt:
@@ -120,7 +123,8 @@ def _numbers(seeds: str | None) -> list[int] | None:
 
 
 def _words(cell: Cell) -> str:
-    what = f"seed {cell.seed} equal {cell.column}" if cell.trial is None else f"trial {dict(cell.trial)}"
+    trial = f"trial {dict(cell.trial or {})}, {cell.rounds} rounds"
+    what = trial if cell.trial is not None else f"seed {cell.seed} equal {cell.column}"
     return f"{cell.method.name} {what}"
 
 
@@ -153,6 +157,26 @@ def _detach(directory: Path) -> str:
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
     return f"process {process.pid} runs, its words go to {log}; the same command continues what is killed"
+
+
+def _tune(
+    study: Study, only: Sequence[str], directory: Path, run: Callable[[Sequence[Cell]], None]
+) -> list[table.Json]:
+    """Run the trials and then the finalists, of those methods whose trials have all come to an end; a row for each."""
+    trials = study.trials(only)
+    run(trials)
+    rows = _trial_rows(study, trials, directory)
+    if study.tuning is None or study.tuning.finalists is None:
+        return rows
+    finalists = {}
+    for method in study.methods:
+        mine = [row for row, cell in zip(rows, trials, strict=True) if cell.method is method]  # trial by trial
+        if all(row["state"] in ("finished", "diverged") for row in mine):
+            ranked = sorted((-row["validation"], n) for n, row in enumerate(mine) if row["validation"] is not None)
+            finalists[method.name] = [n for _, n in ranked[: study.tuning.finalists]]
+    finals = study.finals(finalists)
+    run(finals)
+    return rows + _trial_rows(study, finals, directory)
 
 
 def _trial_rows(study: Study, cells: Sequence[Cell], directory: Path) -> list[table.Json]:

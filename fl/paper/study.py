@@ -5,7 +5,7 @@
 [[methods]]      name, label, algorithm, bits, rounds, adapt: Method; and clients, parameters, trials: tables that take the
                  place of [[clients]], of single hyper-parameters, and of these once more, one tuning trial each
 [[acceptance]]   what the table must show: Claim
-[tuning]         rounds, seed: Tuning
+[tuning]         rounds, seed, finalists: Tuning
 """
 
 import sys
@@ -98,10 +98,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Tuning:
-    """[tuning]: trials of every method, each judged by the clients' validation images. seed: none of the table's."""
+    """[tuning]: trials of every method, each judged by the clients' validation images. seed: none of the table's.
+
+    finalists: each method's best so many trials run again for as many rounds as the table's runs, and these decide: what is
+    best after a few rounds need not be at the end.  None: `rounds` decide.
+    """
 
     rounds: int
     seed: int
+    finalists: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.finalists is not None and self.finalists < 2:
+            raise ValueError(f"finalists must be at least 2, got {self.finalists}")
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,15 @@ class Study:
             if self.tuning is not None and (not only or method.name in only)
         ]
 
+    def finals(self, finalists: Mapping[str, Sequence[int]]) -> list[Cell]:
+        """The runs of the tuning's finalists. finalists: trial numbers by method."""
+        assert self.tuning is not None
+        return [
+            self._cell(place, method, self.tuning.seed, COLUMNS[0], number, final=True)
+            for place, method in enumerate(self.methods)
+            for number in finalists.get(method.name, [])
+        ]
+
     def _check_names(self, only: Sequence[str]) -> None:
         known = [method.name for method in self.methods]
         for name in only:
@@ -167,7 +185,9 @@ class Study:
     def _table(self, place: int) -> Mapping[str, Any]:
         return self.content["methods"][place]
 
-    def _cell(self, place: int, method: Method, seed: int, column: str, trial: int | None = None) -> Cell:
+    def _cell(
+        self, place: int, method: Method, seed: int, column: str, trial: int | None = None, *, final: bool = False
+    ) -> Cell:
         given = self._table(place)
         values = {**given.get("parameters", {}), **({} if trial is None else given["trials"][trial])}
         if method.adapt:
@@ -179,7 +199,8 @@ class Study:
             experiment["evaluations"] = self.paper.evaluations
         path = Path(f"seed{seed}") / column / method.name
         if trial is not None and self.tuning is not None:
-            experiment["rounds"], path = self.tuning.rounds, Path("tuning") / method.name / str(trial)
+            path = Path("tuning") / method.name / (f"{trial}-final" if final else str(trial))
+            experiment["rounds"] = experiment["rounds"] if final else self.tuning.rounds
         groups = given.get("clients", self.content["clients"])
         groups = groups if isinstance(groups, list) else [groups]
         if method.bits is not None:

@@ -130,20 +130,22 @@ def _state(row: Json, seed: int) -> str:
 
 
 def trials(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The tuning's trials as Markdown: what was tried, the clients' mean validation accuracy, and the best of each method."""
-    best: dict[str, float] = {}
+    """The tuning's trials as Markdown: what was tried, the clients' mean validation accuracy, and the best of each method:
+    of its longest trials."""
+    best: dict[str, tuple[int, float]] = {}
     for row in rows:
         if row["validation"] is not None:
-            best[row["method"]] = max(best.get(row["method"], 0.0), row["validation"])
+            mine = row["rounds"], row["validation"]
+            best[row["method"]] = max(best.get(row["method"], mine), mine)
     lines = []
     for row in rows:
         given = ", ".join(f"{key} {value}" for key, value in row["trial"].items()) or "as configured"
         value = row["validation"]
         shown = row["state"] if value is None else f"{value:.2f}"
-        lines.append(
-            [row["method"], given, f"**{shown}**" if value is not None and value == best[row["method"]] else shown]
-        )
-    return _grid(["method", "trial", "validation %"], lines, left=2) + "\n"
+        if value is not None and best[row["method"]] == (row["rounds"], value):
+            shown = f"**{shown}**"
+        lines.append([row["method"], given, str(row["rounds"]), shown])
+    return _grid(["method", "trial", "rounds", "validation %"], lines, left=2) + "\n"
 
 
 def _grid(titles: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:

@@ -359,6 +359,33 @@ def test_trials_are_judged_by_validation_images_and_may_diverge(tiny_file: Path,
     assert result.output.count("**") == 2  # the best of the one method that has one
 
 
+def test_the_best_trials_run_once_more_for_all_rounds(tiny_file: Path, tmp_path: Path) -> None:
+    content = tiny_file.read_text().replace("seed = 9\n", "seed = 9\nfinalists = 2\n", 1)
+    content = content.replace("trials = [{}, { rate = 0.01 }]", "trials = [{}, { rate = 1e-9 }, { rate = 0.01 }]")
+    tiny_file.write_text(content)
+    line = (tiny_file, "--tune", "--out", tmp_path / "out", "--record", tmp_path / "trials.jsonl")
+    early = command(*line, "--table")
+    assert early.output.count("| quped ") == 3  # no finalist before the trials have run
+    assert command(*line).exit_code == 0
+    found = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
+    trials, finals = found[:4], found[4:]  # a method whose trials diverge has no finalist
+    ranked = sorted(trials[:3], key=lambda row: -row["validation"])
+    assert [(row["method"], row["trial"]) for row in finals] == [("quped", row["trial"]) for row in ranked[:2]]
+    whole = study.load(str(tiny_file)).cells(only=["quped"])[0].rounds
+    assert {row["rounds"] for row in trials} == {2}
+    assert {row["rounds"] for row in finals} == {whole}
+    best = max(finals, key=lambda row: row["validation"])
+    shown = command(*line, "--table").output
+    assert re.findall(r"(\d+) \| +\*\*(.*)\*\*", shown) == [(str(whole), f"{best['validation']:.2f}")]
+
+
+def test_one_finalist_is_refused(tiny_file: Path) -> None:
+    tiny_file.write_text(tiny_file.read_text().replace("seed = 9\n", "seed = 9\nfinalists = 1\n", 1))
+    result = command(tiny_file, "--table")
+    assert result.exit_code == 2
+    assert "finalists must be at least 2, got 1" in result.output
+
+
 def test_detached_it_runs_on_by_itself(tiny_file: Path, tmp_path: Path) -> None:
     line = [
         sys.executable,
@@ -438,14 +465,16 @@ def test_a_claim_holds_on_the_right_side_of_its_bound(claim: Claim, holds: bool 
 
 
 def test_trials_show_the_best_of_each_method() -> None:
-    base = {"state": "finished"}
+    base = {"state": "finished", "rounds": 9}
     shown = text.trials(
         [
             {**base, "method": "a", "trial": {"rate": 0.1}, "validation": 70.0},
             {**base, "method": "a", "trial": {}, "validation": 71.5},
-            {"method": "b", "trial": {"rate": 1.0}, "validation": None, "state": "round 3 of 9"},
+            {**base, "method": "a", "trial": {}, "validation": 71.9, "rounds": 3},
+            {"method": "b", "trial": {"rate": 1.0}, "validation": None, "state": "round 3 of 9", "rounds": 9},
         ]
     )
-    assert "| a      | as configured |    **71.50** |" in shown
+    assert "| a      | as configured |      9 |    **71.50** |" in shown
     assert "|        70.00 |" in shown
+    assert "|        71.90 |" in shown  # of fewer rounds
     assert "| round 3 of 9 |" in shown
