@@ -12,7 +12,9 @@ import urllib.request
 
 from fl.errors import UserError
 
-_SILENCE = 10.0  # seconds after which a server that has taken the connection must have said something
+_SILENCE = (
+    10.0  # seconds after which a server that says nothing counts as not there yet: a busy machine starts it slowly
+)
 _PAUSE = 1.0  # seconds between attempts
 
 
@@ -25,7 +27,7 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def meet(server: str, trusted: str | None, *, patient: bool = True) -> None:
-    """Wait until something listens at host:port; UserError, one sentence, where a node cannot talk to it.
+    """Wait until something answers at host:port; UserError, one sentence, where a node cannot talk to it.
 
     trusted: file with the certificates that must have signed the server's; None: the server must speak plain HTTP.
     patient: without it, a server that is not there is left to Flower. So is one behind a proxy of this environment.
@@ -33,10 +35,10 @@ def meet(server: str, trusted: str | None, *, patient: bool = True) -> None:
     host, port = split_address(server)
     if "http" + "s" * (trusted is not None) in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return
-    told = False
+    told, before = False, None
     while True:
         try:
-            connection = socket.create_connection((host, port), timeout=_SILENCE)
+            problem = refusal(host, port, trusted)
         except socket.gaierror as error:
             raise UserError(f"join: {server} cannot be found: {error.strerror}") from error
         except OSError:
@@ -44,19 +46,20 @@ def meet(server: str, trusted: str | None, *, patient: bool = True) -> None:
                 return
             if not told:
                 print(f"join: nothing answers at {server} yet, trying on", file=sys.stderr, flush=True)
-            told = True
-            time.sleep(_PAUSE)
-            continue
-        with connection:
-            problem = refusal(connection, host, trusted)
-        if problem is not None:
-            raise UserError(f"join: {server} {problem}")
-        return
+            told, problem = True, None
+        else:
+            if problem is None:
+                return
+            if problem == before:  # twice: not that of a server that was just ending
+                raise UserError(f"join: {server} {problem}")
+        before = problem
+        time.sleep(_PAUSE)
 
 
-def refusal(connection: socket.socket, host: str, trusted: str | None) -> str | None:
-    """What is wrong with the server at the other end of a fresh connection, the rest of a sentence about it; None if nothing."""
-    return _plain_refusal(connection, host) if trusted is None else _tls_refusal(connection, host, trusted)
+def refusal(host: str, port: int, trusted: str | None) -> str | None:
+    """What is wrong with the server there, the rest of a sentence about it; None if nothing. OSError: nothing answers there."""
+    with socket.create_connection((host, port), timeout=_SILENCE) as connection:
+        return _plain_refusal(connection, host) if trusted is None else _tls_refusal(connection, host, trusted)
 
 
 def _tls_refusal(connection: socket.socket, host: str, trusted: str) -> str | None:
@@ -68,6 +71,8 @@ def _tls_refusal(connection: socket.socket, host: str, trusted: str) -> str | No
     try:
         with context.wrap_socket(connection, server_hostname=host):
             return None
+    except TimeoutError:
+        raise
     except ssl.SSLCertVerificationError as error:
         return f"has a certificate that does not pass with {trusted}: {error.verify_message}"
     except OSError as error:
@@ -78,6 +83,8 @@ def _plain_refusal(connection: socket.socket, host: str) -> str | None:
     try:
         connection.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         answer = connection.recv(5)
+    except TimeoutError:
+        raise
     except OSError:  # a TLS server may cut the connection
         answer = b""
     return None if answer == b"HTTP/" else "does not speak plain HTTP, if it has a certificate give --root-certificates"

@@ -247,12 +247,10 @@ def _wait_for(host: str, port: int, trusted: str | None, server: subprocess.Pope
                 f"serve: Flower's server ended with exit code {server.returncode}; its log above tells why"
             )
         try:
-            connection = socket.create_connection((host, port), timeout=1)
+            problem = contact.refusal(host, port, trusted)
         except OSError:
             time.sleep(0.2)
             continue
-        with connection:
-            problem = contact.refusal(connection, host, trusted)
         if problem is not None:
             raise WorkerError(f"serve: Flower's own processes reach the server as {host}, which {problem}")
         return

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,11 +108,35 @@ def test_a_server_that_speaks_otherwise_than_the_node_is_one_sentence(certificat
             assert said.endswith("), start it with certificates or the node without")
 
 
-def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch, certificates: Path) -> None:
+def test_a_server_that_says_nothing_yet_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, certificates: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(contact, "_SILENCE", 0.2)
-    with listening(lambda connection: time.sleep(0.5)) as server:
-        assert "does not speak plain HTTP" in refused(server, None)
-        assert "does not answer in TLS" in refused(server, certificates / "ca.pem")
+    for then, trusted in ((plain, None), (tls(certificates, "server"), str(certificates / "ca.pem"))):
+        asked: list[None] = []
+
+        def slow(connection: socket.socket, then: Any = then, asked: Any = asked) -> None:
+            asked.append(None)
+            time.sleep(0.5) if len(asked) < 3 else then(connection)
+
+        with listening(slow) as server:
+            meet(server, trusted, patient=False)
+            assert len(asked) == 1
+            meet(server, trusted)
+        assert len(asked) == 3
+        assert capsys.readouterr().err == f"join: nothing answers at {server} yet, trying on\n"
+
+
+def test_a_server_that_was_just_ending_is_waited_for_anew() -> None:
+    asked: list[None] = []
+
+    def ending(connection: socket.socket) -> None:
+        asked.append(None)
+        hang_up(connection) if len(asked) == 1 else plain(connection)
+
+    with listening(ending) as server:
+        meet(server, None)
+    assert len(asked) == 2
 
 
 def test_certificates_that_cannot_be_read_are_one_sentence(tmp_path: Path, certificates: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_server_that_its_own_processes_cannot_reach_is_one_sentence(
     """Without the look at its certificate, the run would wait for ever for Flower's processes."""
     port = deployment.free_port()
     programs.write("flower-superlink", SERVER.format(python=PYTHON, port=port))
-    monkeypatch.setattr(contact, "refusal", lambda _, host, trusted: f"is {host}, and {trusted} says no")
+    monkeypatch.setattr(contact, "refusal", lambda host, _, trusted: f"is {host}, and {trusted} says no")
     arguments = ["serve", str(config_file), "--out", str(tmp_path / "out"), "--host", "0.0.0.0", "--port", str(port)]
     result = CliRunner().invoke(app, [*arguments, *TLS])
     assert result.exit_code == 2
