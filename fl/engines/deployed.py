@@ -56,7 +56,9 @@ def serve_run(options: Mapping[str, str], carrier: Carrier) -> None:
 def play(chosen: configuration.Config, nodes: Nodes, out: Path, resume: bool) -> RunResult:
     """Wait for the nodes, learn from them what the task is, and run the rounds; no data is needed here."""
     experiment, count = chosen.experiment, len(chosen.equipment)
+    _tell(f"waiting for nodes that have clients 0 to {count - 1}")
     said = nodes.gather(count)
+    _tell("every client has a node")
     shapes = sorted({tuple(one["input_shape"]) for one in said.values()})
     if len(shapes) != 1:
         raise ConfigError(f"serve: clients must have images of one shape, got {', '.join(map(str, shapes))}")
@@ -74,4 +76,12 @@ def play(chosen: configuration.Config, nodes: Nodes, out: Path, resume: bool) ->
         lambda _: nullcontext(nodes),
         resume=resume,
         threads=experiment.threads,
+        on_round=lambda rounds, record: _tell(
+            f"round {rounds} of {experiment.rounds}, mean accuracy {100 * record['accuracy_mean']:.1f} %"
+        ),
     )
+
+
+def _tell(what: str) -> None:
+    """A line of the server app, which `serve` shows among Flower's."""
+    print(f"serve: {what}", flush=True)

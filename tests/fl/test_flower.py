@@ -211,6 +211,7 @@ def test_a_deployment_over_tls_gives_the_serial_engines_bits_and_refuses_nodes_t
     for clients in ("0,1", "2-3"):
         deployment.join(clients, "--root-certificates", certificates / "ca.pem")
     assert server.wait(PATIENCE) == 0, deployment.programs.logs()
+    assert "serve: round 1 of 1, mean accuracy " in deployment.programs.log(server)
     deployment.assert_same(serial, outcome)
 
 

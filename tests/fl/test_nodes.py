@@ -207,7 +207,7 @@ def test_what_a_clients_work_raises_is_raised_on_the_server(federation: Build, t
 
 
 def test_a_server_without_data_makes_the_run_that_its_configuration_describes(
-    config_file: Path, config_text: str, same: Same, tmp_path: Path
+    config_file: Path, config_text: str, same: Same, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = configuration.load(config_file)
     clients = make_config_clients(chosen, None)
@@ -226,6 +226,11 @@ def test_a_server_without_data_makes_the_run_that_its_configuration_describes(
         homes[number] = deployed.open_node(options, own)
     options |= {"out": str(tmp_path / "served"), "outcome": str(tmp_path / "outcome"), "resume": "0", "patience": "20"}
     deployed.serve_run(options, Post(homes))
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == ["serve: waiting for nodes that have clients 0 to 2", "serve: every client has a node"]
+    assert [line[: len("serve: round 0 of 2, mean accuracy ")] for line in told[2:]] == [
+        f"serve: round {rounds} of 2, mean accuracy " for rounds in range(3)
+    ]
     assert json.loads((tmp_path / "outcome").read_text()) == {"problem": None}
     assert same(tmp_path / "served", tmp_path / "nodes", tmp_path / "serial")
     one, two = (json.loads((tmp_path / run / "run.json").read_text()) for run in ("served", "serial"))
