@@ -81,6 +81,7 @@ def serve(
     for key in node_keys:
         if not key.is_file():
             raise UserError(f"serve: there is no key file {key}, make one with ssh-keygen -t ecdsa -b 384")
+    _check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="qupedkern-flower-") as text:
         home = Path(text)
         environment = _environment(home / "home")
@@ -227,6 +228,15 @@ def _process(command: Sequence[str], environment: Mapping[str, str]) -> Iterator
 def _die_with_parent() -> None:
     """Between fork and exec: have the kernel end this process when its parent dies, of SIGKILL say, and cannot do it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse a port that is taken: the run would be handed to whatever server listens there."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"serve: {host}:{port} cannot be listened on ({reason}), choose another --port") from error
 
 
 def _admit(flwr: str, key: Path, environment: Mapping[str, str]) -> None:

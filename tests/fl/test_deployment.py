@@ -6,6 +6,7 @@ Scripts stand in for Flower's programs; test_flower.py has the programs themselv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -182,6 +183,22 @@ def test_what_serve_does_not_know_goes_to_flowers_server(
     assert f'address = "{host.replace("0.0.0.0", "127.0.0.1")}:{port}"' in written
     assert connection.format(here=tmp_path) in written
     assert ("insecure" in written) == (connection == "insecure = true")
+
+
+def test_a_port_that_another_server_has_is_refused_before_anything_starts(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run would be handed to that server, which may be another federation's."""
+    monkeypatch.setattr(deployment, "_program", lambda name: pytest.fail(f"{name} is looked for"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "localhost"):
+            arguments = ["serve", str(config_file), "--out", str(tmp_path / "out"), "--host", host, "--port", str(port)]
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 2
+            assert result.stderr.startswith(f"serve: {host}:{port} cannot be listened on (")
+            assert result.stderr.endswith("), choose another --port\n")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="shell scripts stand in for Flower's programs")
