@@ -24,6 +24,7 @@ from fl.engines import contact, loop
 from fl.errors import UserError, WorkerError
 from fl.result import RunResult
 
+_SOURCES = Path(__file__).resolve().parents[2]
 LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _START = 60.0  # seconds in which Flower's server must open its port
@@ -192,10 +193,16 @@ def insecure(host: str, options: Sequence[str]) -> list[str]:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """Flower's home is the run's own; its programs, which start each other by name, are found beside this Python."""
+    """Flower's home is the run's own; its programs, which start each other by name, are found beside this Python.
+
+    They import the code that runs here, also where that is a source tree beside an installed package of another version.
+    """
     flower_environment()
     home.mkdir(parents=True, exist_ok=True)
-    return {**os.environ, "FLWR_HOME": str(home.resolve()), "PATH": _search_path()}
+    environment = {**os.environ, "FLWR_HOME": str(home.resolve()), "PATH": _search_path()}
+    if _SOURCES.name not in ("site-packages", "dist-packages"):  # there it would come before the standard library
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SOURCES), os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 def _program(name: str) -> str:

@@ -207,6 +207,7 @@ def test_flower_sends_nothing_installs_nothing_and_has_a_home_of_its_own(
 ) -> None:
     for name in (*QUIET, "FLWR_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHONPATH", "of the user")
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")  # what the user says stands
     port = deployment.free_port()
     programs.write("flower-superlink", f'env > "{tmp_path}/superlink.env"; ' + SERVER.format(python=PYTHON, port=port))
@@ -220,6 +221,9 @@ def test_flower_sends_nothing_installs_nothing_and_has_a_home_of_its_own(
         seen = dict(line.split("=", 1) for line in lines if "=" in line)
         assert {name: seen[name] for name in QUIET} == QUIET | {"FLWR_TELEMETRY_ENABLED": "1"}
         assert "qupedkern-flower-" in seen["FLWR_HOME"]
+        assert (
+            seen["PYTHONPATH"] == f"{Path(configuration.__file__).parents[1]}{os.pathsep}of the user"
+        )  # the same code
         assert not Path(seen["FLWR_HOME"]).exists()  # it went with the run
     described = configuration.tomllib.loads((tmp_path / "app.toml").read_text())
     assert described["project"]["dependencies"] == []  # Flower would install torch anew for every run
