@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from fl.algorithms import Algorithm
-from fl.core import Client, Job, Message
+from fl.core import Client, Job
 from fl.engines.loop import At, Engine
 from fl.engines.shared import Layout, join, part, remove, share, shared_directory
 from fl.engines.work import Receipt, Workplace
 from fl.errors import WorkerError
 from fl.evaluation import Score
 from fl.result import ClientRow
-from fl.storage import Tensors, tensors_from_bytes, tensors_to_bytes
+from fl.storage import Tensors
 
 DEATHS = 3  # of workers over the same client, after which the client, and not the machine, is to blame
 STARTED = "started"  # a worker's first word
@@ -69,30 +69,12 @@ def work(pipe: connection.Connection, brief: Brief) -> None:
         while True:
             verb, number, at, round_index = pickle.loads(pipe.recv_bytes())
             try:
-                if verb == "step":
-                    answer: Any = _encode(place.step(number, at, server, round_index))
-                elif verb == "score":
-                    answer = place.score(number, at, server)
-                else:
-                    answer = place.ship(number, at, server)
-                reply = pickle.dumps((True, answer))
+                reply = pickle.dumps((True, place.answer(verb, number, at, server, round_index)))
             except Exception as error:
                 reply = pickle.dumps((False, error))
             pipe.send_bytes(reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone, and may have had no time to tidy up
         remove(brief.shared)
-
-
-def _encode(receipt: Receipt) -> tuple[Any, ...]:
-    """Bytes for the tensors: pickled as tensors they would travel as files that die with the worker."""
-    message = receipt.message
-    packed = None if message is None else (tensors_to_bytes(message.tensors), message.samples)
-    return packed, receipt.evaluations, receipt.loss, receipt.kept
-
-
-def _decode(packed: tuple[bytes, int] | None, evaluations: int, loss: float | None, kept: bool) -> Receipt:
-    message = None if packed is None else Message(tensors_from_bytes(packed[0]), packed[1])
-    return Receipt(message, evaluations, loss, kept)
 
 
 # -- in the process that runs the loop --------------------------------------------------------------------------------
@@ -123,7 +105,7 @@ class Pool(Engine):
 
     def step(self, drawn: Mapping[int, At], server: Tensors, round_index: int) -> dict[int, Receipt]:
         answers = self._do("step", drawn, server, round_index)
-        return {number: _decode(*answer) for number, answer in answers.items()}
+        return {number: Receipt.unpacked(*answer) for number, answer in answers.items()}
 
     def score(self, clients: Mapping[int, At], server: Tensors) -> dict[int, Score]:
         return self._do("score", clients, server)

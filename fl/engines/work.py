@@ -22,7 +22,7 @@ from fl.evaluation import Score, accuracy, score, stack_scores
 from fl.result import ClientRow
 from fl.shipping import load_model, save_model
 from fl.stack import join_states, make_stack, spread
-from fl.storage import Tensors
+from fl.storage import Tensors, tensors_from_bytes, tensors_to_bytes
 
 T = TypeVar("T")
 
@@ -38,6 +38,18 @@ class Receipt:
     evaluations: int
     loss: float | None
     kept: bool = True
+
+    def packed(self) -> tuple[Any, ...]:
+        """For another process: plain data and bytes, as tensors would be pickled one by one, or as files that die with it."""
+        message = self.message
+        sent = None if message is None else (tensors_to_bytes(message.tensors), message.samples)
+        return sent, self.evaluations, self.loss, self.kept
+
+    @classmethod
+    def unpacked(cls, sent: tuple[bytes, int] | None, evaluations: int, loss: float | None, kept: bool) -> "Receipt":
+        """The receipt that `packed` took apart."""
+        message = None if sent is None else Message(tensors_from_bytes(sent[0]), sent[1])
+        return cls(message, evaluations, loss, kept)
 
 
 def model_file(number: int) -> str:
@@ -110,6 +122,12 @@ class Workplace:
         for path in self.states.glob(f"client_{number:03d}.*"):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
+
+    def answer(self, verb: str, number: int, at: int | None, server: Tensors, round_index: int) -> Any:
+        """`step`, `score` or `ship` of a client, for another process: a step's receipt is packed."""
+        if verb == "step":
+            return self.step(number, at, server, round_index).packed()
+        return self.score(number, at, server) if verb == "score" else self.ship(number, at, server)
 
     def score(self, number: int, at: int | None, server: Tensors) -> Score:
         """The accuracies of the model that the client would ship now."""
