@@ -1,6 +1,8 @@
 """`python -m fl run CONFIG`: a federation, and others beside it under the same budget; `paper SET`: a whole table of runs."""
 
+import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fl import commands, data, devices, pictures, report
 from fl import config as configuration
 from fl.core import CPU
-from fl.engines import ENGINES
+from fl.engines import ENGINES, ranks
 from fl.errors import INTERRUPTED, UserError
 from fl.federation import Federation
 from fl.paper import command as paper
@@ -50,8 +52,12 @@ def run(
         given = {"algorithm": algorithm, "rounds": rounds, "seed": seed}
         given |= {"engine": engine, "workers": workers, "device": device}
         chosen = configuration.load(config).override(**given)
+        rank = ranks.rank(chosen.experiment.engine)
         directory = out or Path(chosen.experiment.out or f"runs/{chosen.experiment.name}")
         federations = _federations(chosen, data_directory)
+        if rank > 0:
+            _follow(federations)
+            return
         check_directory(directory, federations, resume)
         for name, federation in federations.items():
             federation.check(directory / name, resume=resume)
@@ -61,7 +67,8 @@ def run(
         results = _run_all(federations, directory, resume, configuration.as_given(config, given))
         _report(results, first, directory)
     except UserError as error:
-        print(error, file=sys.stderr)
+        if ranks.speaks():
+            print(error, file=sys.stderr)
         raise typer.Exit(2) from error
 
 
@@ -100,6 +107,13 @@ def _federations(chosen: configuration.Config, data_directory: Path | None) -> d
     return {name: make_config_federation(chosen, name, clients) for name in chosen.experiment.names}
 
 
+def _follow(federations: dict[str, Federation]) -> None:
+    """What a rank does that is not the first: silent, even where Ctrl-C ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for federation in federations.values():
+        federation.run()
+
+
 def _print_device(federation: Federation) -> None:
     if federation.device != CPU:
         chosen = "" if federation.device != devices.AUTO else ", which is what 'auto' has found"
@@ -114,11 +128,13 @@ def _run_all(federations: dict[str, Federation], directory: Path, resume: bool, 
         MofNCompleteColumn(),
         TextColumn("{task.fields[accuracy]}"),
     )
+    spread = any(federation.engine == "torchrun" for federation in federations.values())
+    stoppable = ranks.stoppable() if spread else nullcontext()
     done = dict.fromkeys(federations, 0)
     results = []
     name = ""
     try:
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress, stoppable:
             for name, federation in federations.items():
                 task = progress.add_task(name, total=federation.rounds, accuracy="")
                 trace = Trace(directory / name, federation.clients)

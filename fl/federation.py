@@ -10,7 +10,7 @@ from fl import cohort, data, devices, models
 from fl.algorithms import Algorithm, Global
 from fl.checkpoint import Checkpoint, describe, profile
 from fl.core import CPU, Client, Job
-from fl.engines import ENGINES, loop, stacked
+from fl.engines import ENGINES, loop, ranks, stacked, torchrun
 from fl.engines.pool import cores, open_pool
 from fl.engines.serial import Serial
 from fl.engines.work import Workplace
@@ -20,7 +20,7 @@ from fl.storage import Json
 
 # The dearest step: three evaluations of the "alternating" variant, and one of the teacher.
 LEAST_EVALUATIONS = 4
-ON_DEVICES = ("serial", "stacked")  # engines of one process
+ON_DEVICES = ("serial", "stacked", "torchrun")  # engines whose processes have a GPU each
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class Federation:
     architecture: the global model's, a key of models.ARCHITECTURES.  evaluations: gradient evaluations a drawn client
     may spend in a round, the same for every algorithm that is to be compared; None: the algorithm's local_steps.
     threads: torch's thread count during the run, which the last bits depend on; one is fastest for small models.
-    device: where models train: "cpu", "cuda", "cuda:1", or "auto", the GPU if there is one; the engines "serial" and "stacked"
-    take it. A run on another device has the same batches and differs by rounding.
+    device: where models train: "cpu", "cuda", "cuda:1", or "auto", the GPU if there is one; the engines "serial", "stacked" and
+    "torchrun" take it. A run on another device has the same batches and differs by rounding.
     engine: who does the clients' work, to the same bits: "serial", one client after the other; "pool", worker processes;
-    "flower", Flower's simulation; or to these bits within rounding: "stacked", clients that are alike side by side.
+    "flower", Flower's simulation; "torchrun", the processes that torchrun has started, all of which make this call; or to
+    these bits within rounding: "stacked", clients that are alike side by side.
     workers: of the pool, or nodes of the simulation; None: one for each processor.  stack: clients of a stack at most; None:
     all that are alike.
     augment: what training images go through, of data.AUGMENTATIONS.
@@ -82,6 +83,8 @@ class Federation:
             raise ValueError(f"Federation: threads must be at least 1, got {self.threads}")
         if self.engine not in ENGINES:
             raise ValueError(f"Federation: engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.engine == "torchrun":
+            ranks.settle(self.device)
         device = devices.find(self.device)
         if device != CPU and self.engine not in ON_DEVICES:
             raise ValueError(
@@ -132,8 +135,11 @@ class Federation:
 
         out: a directory that is absent or empty, or, with resume, one that holds this very run; without one, a new
         temporary directory, which stays (result.directory).  on_round: called with (rounds done, record).
+        With the engine "torchrun" these are rank 0's, and every rank returns its result.
         """
-        directory = Path(tempfile.mkdtemp(prefix="fl-") if out is None else out)
+        if self.engine == "torchrun":
+            return self._lead_or_follow(out, resume, on_round)
+        directory = _directory(out)
         if self.engine == "flower":
             return self._simulate(directory, resume, on_round)
         return self._play(directory, self._opener(directory), resume, on_round)
@@ -193,11 +199,23 @@ class Federation:
             lambda open_engine: self._play(directory, open_engine, resume, on_round),
         )
 
+    def _lead_or_follow(self, out: str | Path | None, resume: bool, on_round: loop.OnRound | None) -> RunResult:
+        """On torchrun's rank 0 the run, on another its share of what rank 0 orders."""
+        together, description = ranks.join(self.job.device), self._description()
+        if together.rank > 0:
+            return loop.load_result(self.algorithm, torchrun.follow(together, self._place, description))
+        directory = _directory(out)
+        with torchrun.leading(together, self._place(directory), description, directory) as open_engine:
+            return self._play(directory, open_engine, resume, on_round)
+
     def _description(self) -> Json:
         description = describe(self.job, self.algorithm, [profile(client) for client in self.clients])
         if self.engine != "stacked":
             return description
         return {**description, "stack": self.stack or "all alike"}  # the last bits depend on it
+
+    def _place(self, directory: Path) -> Workplace:
+        return Workplace(self.job, self.algorithm, dict(enumerate(self.clients)), directory)
 
     def _opener(self, directory: Path) -> loop.OpenEngine:
         @contextmanager
@@ -206,7 +224,12 @@ class Federation:
                 with open_pool(self.job, self.algorithm, self.clients, directory, threads, self.workers) as pool:
                     yield pool
                 return
-            place = Workplace(self.job, self.algorithm, dict(enumerate(self.clients)), directory)
+            place = self._place(directory)
             yield stacked.Stacked(place, self.stack) if self.engine == "stacked" else Serial(place)
 
         return open_engine
+
+
+def _directory(out: str | Path | None) -> Path:
+    """Where a run goes: as told, else to a new temporary directory."""
+    return Path(tempfile.mkdtemp(prefix="fl-") if out is None else out)

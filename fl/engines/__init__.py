@@ -3,4 +3,4 @@
 To the same bits, but for "stacked", which trains clients side by side and adds in another order.
 """
 
-ENGINES = ("serial", "pool", "stacked", "flower")
+ENGINES = ("serial", "pool", "stacked", "flower", "torchrun")
