@@ -31,10 +31,10 @@ def draw(study: Study, rows: Sequence[Json], path: Path) -> None:
         _draw_column(accuracy, ahead, mine, places, *STYLES[column], shift)
     accuracy.set_yticks(range(len(order)), [_name(study, first[name]) for name in order], fontsize=8.5)
     accuracy.set_ylim(-0.6, len(order) - 0.4)
-    accuracy.set_xlabel("test accuracy, %; small dots: single seeds")
+    accuracy.set_xlabel("test accuracy, %\nsmall dots: single seeds")
     reference = _name(study, first[study.paper.reference]) if study.paper.reference in first else study.paper.reference
     ahead.axvline(0, color="0.3", linewidth=0.9)
-    ahead.set_xlabel(f"points ahead of {reference}; bar: ± standard error")
+    ahead.set_xlabel(f"points ahead of {reference}\nbar: ± standard error")
     for axes in (accuracy, ahead):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
