@@ -107,6 +107,13 @@ def _chosen(row: records.Row, options: argparse.Namespace) -> bool:
     return all(not wanted or value in wanted for value, wanted in asked)
 
 
+def _file(text: str) -> Path:
+    """Where records go, refused before anything is timed for them."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file for the records, got the folder {text}")
+    return Path(text)
+
+
 def _add_timing(parser: argparse.ArgumentParser, module: str, names: str) -> None:
     name_flag, level_flag = FLAGS.get(module, ("--tensors", "--m"))
     parser.add_argument(name_flag, dest="tensors", type=_names, metavar="NAMES", help=f"comma-separated: {names}")
@@ -129,7 +136,7 @@ def _add_timing(parser: argparse.ArgumentParser, module: str, names: str) -> Non
     parser.add_argument(
         "--show", action="store_true", help="print the tables of the records in --out, all or those asked for"
     )
-    parser.add_argument("--out", type=Path, help="records (default: in bench/results; with --quick none)")
+    parser.add_argument("--out", type=_file, help="records (default: in bench/results; with --quick none)")
     parser.add_argument(runs.WORKER, dest="records_to", type=Path, help=argparse.SUPPRESS)
     parser.set_defaults(run=time_and_show, module=module)
 
@@ -153,14 +160,16 @@ def _parser() -> argparse.ArgumentParser:
         if name == "linear":
             timing.add_argument("--batch", dest="batches", type=_numbers, metavar="NUMBERS", help="rows of the input")
             timing.add_argument("--dtypes", type=_names, metavar="NAMES", help="of the input: float32, bfloat16")
-    _add_timing(commands.add_parser("fl", help="a federated round: engines and a plain loop"), "fl_round", "CNN, MLP")
+    _add_timing(
+        commands.add_parser("fl", help="a federated round: engines and a plain loop"), "fl_round", "CNN, CNN2, MLP"
+    )
     training = commands.add_parser("train", help="training: accuracy on digits, time of a step of ResNet-20")
     tasks = training.add_subparsers(dest="task", required=True)
     _add_timing(tasks.add_parser("resnet20", help="a step by phase, by method"), RESNET20, "ResNet-20, ResNet-8")
     train = tasks.add_parser("digits", help="accuracy of Algorithm 1 at equal gradient evaluations")
     train.add_argument("--seeds", type=int, default=5)
     train.add_argument("--jobs", type=int, default=2, help="worker processes")
-    train.add_argument("--out", type=Path)
+    train.add_argument("--out", type=_file)
     train.set_defaults(run=train_digits)
     return parser
 

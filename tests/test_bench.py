@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import cases, digits, distill, native, ops, rivals, soft, step, streams, timing, workloads
+from bench.__main__ import main
 from bench.records import Case
 from bench.timing import interleaved
 from qupedkern.ops import OPS
@@ -53,6 +55,14 @@ def test_the_table_counts_missed_bands() -> None:
 
 
 LAYER = workloads.Workload("tiny", ((16, 9, 2),), 1)
+
+
+def test_records_that_cannot_be_written_are_refused_before_anything_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fl", "--quick", "--out", str(tmp_path)])
+    assert f"must be a file for the records, got the folder {tmp_path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("op", cases.OP_NAMES)
