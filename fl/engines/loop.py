@@ -45,6 +45,24 @@ class Engine(ABC):
         return {}
 
 
+class Dispatcher(Engine):
+    """An engine whose work is done in other processes, one verb for all clients of an order at a time (Workplace.answer)."""
+
+    def step(self, drawn: Mapping[int, At], server: Tensors, round_index: int) -> dict[int, Receipt]:
+        answers = self._do("step", drawn, server, round_index)
+        return {number: Receipt.unpacked(*answer) for number, answer in answers.items()}
+
+    def score(self, clients: Mapping[int, At], server: Tensors) -> dict[int, Score]:
+        return self._do("score", clients, server)
+
+    def ship(self, clients: Mapping[int, At], server: Tensors) -> dict[int, ClientRow]:
+        return self._do("ship", clients, server)
+
+    @abstractmethod
+    def _do(self, verb: str, clients: Mapping[int, At], server: Tensors, round_index: int = 0) -> dict[int, Any]:
+        """Every client's answer, in the order given."""
+
+
 OpenEngine = Callable[[int], AbstractContextManager[Engine]]  # given torch's thread count
 
 

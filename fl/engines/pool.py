@@ -22,12 +22,10 @@ import torch
 
 from fl.algorithms import Algorithm
 from fl.core import Client, Job
-from fl.engines.loop import At, Engine
+from fl.engines.loop import At, Dispatcher
 from fl.engines.shared import Layout, join, part, remove, share, shared_directory
-from fl.engines.work import Receipt, Workplace
+from fl.engines.work import Workplace
 from fl.errors import WorkerError
-from fl.evaluation import Score
-from fl.result import ClientRow
 from fl.storage import Tensors
 
 DEATHS = 3  # of workers over the same client, after which the client, and not the machine, is to blame
@@ -91,7 +89,7 @@ class Worker:
 
 
 @dataclass
-class Pool(Engine):
+class Pool(Dispatcher):
     """An engine of `count` workers; make it by `open_pool`."""
 
     brief: Brief
@@ -102,16 +100,6 @@ class Pool(Engine):
         self._server = self.brief.server.open()
         self._deaths: dict[int, int] = {}
         self._false_starts = 0
-
-    def step(self, drawn: Mapping[int, At], server: Tensors, round_index: int) -> dict[int, Receipt]:
-        answers = self._do("step", drawn, server, round_index)
-        return {number: Receipt.unpacked(*answer) for number, answer in answers.items()}
-
-    def score(self, clients: Mapping[int, At], server: Tensors) -> dict[int, Score]:
-        return self._do("score", clients, server)
-
-    def ship(self, clients: Mapping[int, At], server: Tensors) -> dict[int, ClientRow]:
-        return self._do("ship", clients, server)
 
     def _do(self, verb: str, clients: Mapping[int, At], server: Tensors, round_index: int = 0) -> dict[int, Any]:
         """Every client's answer, in the order given. Raises what a worker raised, or WorkerError where they keep dying."""

@@ -24,12 +24,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fl.engines.loop import At, Engine, OpenEngine, thread_count
+from fl.engines.loop import At, Dispatcher, Engine, OpenEngine, thread_count
 from fl.engines.ranks import Ranks
-from fl.engines.work import Receipt, Workplace
+from fl.engines.work import Workplace
 from fl.errors import ConfigError, UserError, WorkerError
-from fl.evaluation import Score
-from fl.result import ClientRow
 from fl.storage import Json, Tensors, tensors_from_bytes, tensors_to_bytes
 
 Share = tuple[dict[int, Any], tuple[int, Exception] | None]  # answers by client, and the first whose work has failed
@@ -106,7 +104,7 @@ def _share(place: Workplace, ranks: Ranks, order: Order, server: Tensors) -> Sha
     return answers, None
 
 
-class Leader(Engine):
+class Leader(Dispatcher):
     """The engine of rank 0, who does its share as the others do; made by `leading`."""
 
     def __init__(self, ranks: Ranks, place: Workplace) -> None:
@@ -117,16 +115,6 @@ class Leader(Engine):
         for objection in self._ask(opening, lambda: None):
             if objection is not None:
                 raise objection
-
-    def step(self, drawn: Mapping[int, At], server: Tensors, round_index: int) -> dict[int, Receipt]:
-        answers = self._do("step", drawn, server, round_index)
-        return {number: Receipt.unpacked(*answer) for number, answer in answers.items()}
-
-    def score(self, clients: Mapping[int, At], server: Tensors) -> dict[int, Score]:
-        return self._do("score", clients, server)
-
-    def ship(self, clients: Mapping[int, At], server: Tensors) -> dict[int, ClientRow]:
-        return self._do("ship", clients, server)
 
     def _do(self, verb: str, clients: Mapping[int, At], server: Tensors, round_index: int = 0) -> dict[int, Any]:
         """Every client's answer, in the order given. Raises what the first client's work raised that has failed."""
